@@ -1,0 +1,8 @@
+"""DeepSeek-V4 for MLX, under mlx-lm's model contract."""
+
+from .cache import LayerCache
+from .checkpoint import load
+from .config import ModelArgs
+from .model import Model
+
+__all__ = ["LayerCache", "Model", "ModelArgs", "load"]

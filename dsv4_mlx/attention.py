@@ -1,0 +1,140 @@
+"""Attention: a sliding window and compressed rows under one softmax with a sink (spec 6)."""
+
+import mlx.core as mx
+import mlx.nn as nn
+
+from . import norm, rope
+from .cache import LayerCache
+from .compressor import Compressor
+from .config import OVERLAP_RATIO, ModelArgs
+from .indexer import Indexer
+from .norm import RMSNorm
+from .quantization import KVQuant, Linear
+
+
+def sink_attention(q: mx.array, keys: mx.array, mask: mx.array, sink: mx.array, scale: float) -> mx.array:
+    """softmax over visible keys with one extra logit a head that carries no value (spec 6.5).
+
+    q [B, S, H, d], keys = values [B, K, d], mask [B or 1, S, K] True where visible, sink [H] -> [B, S, H, d].
+    Scores and sums are wide; the result is rounded once to q's dtype. Every query must see a key.
+    """
+    batch, tokens, heads, dim = q.shape
+    wide_keys = norm.wide(keys)
+    # One key for all heads: heads fold into rows, so this is one product of (S*H, d) by (d, K).
+    scores = norm.wide(q).reshape(batch, tokens * heads, dim) @ wide_keys.swapaxes(-1, -2)
+    scores = scores.reshape(batch, tokens, heads, -1) * scale
+    scores = mx.where(mask[:, :, None], scores, -mx.inf)
+    top = scores.max(axis=-1, keepdims=True)  # the sink takes no part in the maximum
+    weights = mx.exp(scores - top)
+    total = weights.sum(axis=-1, keepdims=True) + mx.exp(sink[:, None] - top)
+    out = weights.reshape(batch, tokens * heads, -1) @ wide_keys
+    return (out.reshape(q.shape) / total).astype(q.dtype)
+
+
+class GroupedLinear(nn.Module):
+    """o'_g = W_g o_g: W [G*Ro, H*d/G] seen as [G, Ro, H*d/G]; its input is never quantised (spec 6.6)."""
+
+    def __init__(self, inputs: int, outputs: int, groups: int):
+        super().__init__()
+        self.stored = "float"
+        self.weight = mx.zeros((groups * outputs, inputs))
+
+    def __call__(self, x: mx.array) -> mx.array:
+        """[B, S, G, H*d/G] -> [B, S, G, Ro]."""
+        batch, tokens, groups, inputs = x.shape
+        weight = self.weight.reshape(groups, -1, inputs)
+        rows = x.reshape(batch * tokens, groups, inputs).swapaxes(0, 1)
+        y = (rows @ weight.swapaxes(-1, -2)).astype(x.dtype)
+        return y.swapaxes(0, 1).reshape(batch, tokens, groups, -1)
+
+
+class Attention(nn.Module):
+    """One layer's attention; ``ratio`` decides its rope table and its compressed part (spec 6, 7, 9)."""
+
+    def __init__(self, config: ModelArgs, ratio: int):
+        super().__init__()
+        self.heads, self.dim, self.groups = config.num_attention_heads, config.head_dim, config.o_groups
+        self.window, self.ratio, self.eps = config.sliding_window, ratio, config.rms_norm_eps
+        width = self.heads * self.dim
+        self.wq_a = Linear(config.hidden_size, config.q_lora_rank, config)
+        self.q_norm = RMSNorm(config.q_lora_rank, config.rms_norm_eps)
+        self.wq_b = Linear(config.q_lora_rank, width, config)
+        self.wkv = Linear(config.hidden_size, self.dim, config)
+        self.kv_norm = RMSNorm(self.dim, config.rms_norm_eps)
+        self.wo_a = GroupedLinear(width // self.groups, config.o_lora_rank, self.groups)
+        self.wo_b = Linear(self.groups * config.o_lora_rank, config.hidden_size, config)
+        self.attn_sink = mx.zeros((self.heads,))
+        self.kv_quant = KVQuant(config)
+        if ratio:
+            self.compressor = Compressor(config, self.dim, ratio, KVQuant(config))
+        if ratio == OVERLAP_RATIO:
+            self.indexer = Indexer(config)
+        self._frequencies = rope.inverse_frequencies(config, ratio)  # underscore: no parameter of the tree
+
+    def queries(self, x: mx.array, positions: mx.array) -> tuple[mx.array, mx.array]:
+        """x [B, S, D] -> the normed latent [B, S, Rq] and the rotated queries [B, S, H, d] (spec 6.2).
+
+        The latent is the indexer's input too.
+        """
+        qr = self.q_norm(self.wq_a(x))
+        q = self.wq_b(qr).reshape(*x.shape[:-1], self.heads, self.dim)
+        q = norm.rms_norm(q, None, self.eps)
+        return qr, rope.rotate(q, positions, self._frequencies)
+
+    def window_kv(self, x: mx.array, positions: mx.array) -> mx.array:
+        """x [B, S, D] -> the vector that is key and value of each token [B, S, d] (spec 6.3)."""
+        kv = self.kv_norm(self.wkv(x))
+        return self.kv_quant(rope.rotate(kv, positions, self._frequencies))
+
+    def output(self, o: mx.array, positions: mx.array) -> mx.array:
+        """o [B, S, H, d] -> [B, S, D]: turn back by the query's position, then two projections (spec 6.6)."""
+        o = rope.rotate(o, positions, self._frequencies, inverse=True)
+        o = o.reshape(*o.shape[:2], self.groups, -1)
+        return self.wo_b(self.wo_a(o).flatten(-2))
+
+    def __call__(self, x: mx.array, start: int = 0, state: LayerCache | None = None) -> mx.array:
+        """Normed x [B, S, D] at positions ``start``... -> [B, S, D]; ``state`` carries the past."""
+        tokens = x.shape[1]
+        positions = mx.arange(start, start + tokens)
+        qr, q = self.queries(x, positions)
+        keys, mask = self._window_part(self.window_kv(x, positions), start, state)
+        if self.ratio:
+            rows, seen = self._compressed_part(x, qr, start, state)
+            keys = mx.concatenate([keys, rows], axis=1)
+            mask = mx.broadcast_to(mask, (seen.shape[0], *mask.shape[1:]))
+            mask = mx.concatenate([mask, seen], axis=-1)
+        o = sink_attention(q, keys, mask, self.attn_sink, self.dim**-0.5)
+        if state is not None:
+            state.offset = start + tokens
+        return self.output(o, positions)
+
+    def _window_part(self, kv: mx.array, start: int, state: LayerCache | None) -> tuple[mx.array, mx.array]:
+        """Window keys [B, K, d] and their mask [1, S, K]: position p sees p - W + 1 ... p (spec 6.4)."""
+        tokens = kv.shape[1]
+        keys, first = kv, start
+        if state is not None:
+            if tokens == 1:  # the ring as it lies; only slots not yet written are hidden
+                ring = state.ring.write(kv, start)
+                return ring, (mx.arange(self.window) <= start)[None, None]
+            past = state.ring.before(kv, start)
+            state.ring.write(kv, start)
+            keys, first = mx.concatenate([past, kv], axis=1), start - past.shape[1]
+        key_at = mx.arange(first, start + tokens)
+        query_at = mx.arange(start, start + tokens)[:, None]
+        return keys, ((key_at <= query_at) & (key_at > query_at - self.window))[None]
+
+    def _compressed_part(self, x, qr, start: int, state: LayerCache | None) -> tuple[mx.array, mx.array]:
+        """Compressed keys, mask [B or 1, S, rows] (spec 6.4); one token gathers rows, many mask the pool."""
+        pool = self.compressor(x, start, self._frequencies, state and state.compressed)
+        total, tokens = pool.shape[1], x.shape[1]
+        if self.ratio != OVERLAP_RATIO:
+            visible = mx.arange(start + 1, start + tokens + 1) // self.ratio
+            return pool, (mx.arange(total) < visible[:, None])[None]
+        chosen = self.indexer(x, qr, start, self._frequencies, state and state.indexed)
+        if tokens == 1:
+            picked = mx.take_along_axis(pool, mx.maximum(chosen, 0).swapaxes(1, 2), axis=1)
+            return picked, chosen >= 0
+        mask = mx.zeros((*chosen.shape[:2], total + 1), dtype=mx.bool_)
+        # "None" (-1) lands in one column too many, which is cut off.
+        mask = mx.put_along_axis(mask, mx.where(chosen < 0, total, chosen), mx.array(True), axis=-1)
+        return pool, mask[..., :total]

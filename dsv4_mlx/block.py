@@ -1,0 +1,33 @@
+"""Block: attention, then experts, each between the two halves of a hyper-connection (spec 3)."""
+
+import mlx.core as mx
+import mlx.nn as nn
+
+from .attention import Attention
+from .cache import LayerCache
+from .config import ModelArgs
+from .experts import MoE
+from .hyper_connection import HyperConnection
+from .norm import RMSNorm
+
+
+class Block(nn.Module):
+    """Layer ``index``; MTP block m is layer num_hidden_layers + m, and never routes by token id."""
+
+    def __init__(self, config: ModelArgs, index: int):
+        super().__init__()
+        self.hc_attn = HyperConnection(config)
+        self.hc_ffn = HyperConnection(config)
+        self.attn_norm = RMSNorm(config.hidden_size, config.rms_norm_eps)
+        self.ffn_norm = RMSNorm(config.hidden_size, config.rms_norm_eps)
+        self.attn = Attention(config, config.compress_ratios[index])
+        self.ffn = MoE(config, hashed=index < config.num_hash_layers)
+
+    def __call__(
+        self, streams: mx.array, ids: mx.array, start: int = 0, state: LayerCache | None = None
+    ) -> mx.array:
+        """streams [B, S, n, D] and ids [B, S] at positions ``start``... -> streams [B, S, n, D]."""
+        x, post, comb = self.hc_attn.pre(streams)
+        streams = self.hc_attn.post(self.attn(self.attn_norm(x), start, state), streams, post, comb)
+        x, post, comb = self.hc_ffn.pre(streams)
+        return self.hc_ffn.post(self.ffn(self.ffn_norm(x), ids), streams, post, comb)

@@ -1,0 +1,171 @@
+"""Configuration of DeepSeek-V4 by the keys of a raw Hugging Face ``config.json`` (spec 1)."""
+
+from dataclasses import MISSING, dataclass, fields
+from typing import Any
+
+from mlx_lm.models.base import BaseModelArgs
+
+OVERLAP_RATIO = 4  # layers of this ratio pool over two blocks and choose rows by an indexer
+SCORING_FUNCTIONS = ("sqrtsoftplus", "sigmoid", "softmax")
+SIMULATIONS = ("none", "published")
+
+# What the formulas leave no room for: a config that says otherwise describes another model.
+FIXED = {
+    "num_key_value_heads": 1,
+    "n_shared_experts": 1,
+    "norm_topk_prob": True,
+    "topk_method": "noaux_tc",
+    "hidden_act": "silu",
+    "attention_bias": False,
+    "tie_word_embeddings": False,
+}
+AT_LEAST_ONE = (
+    "vocab_size",
+    "hidden_size",
+    "moe_intermediate_size",
+    "num_hidden_layers",
+    "num_attention_heads",
+    "head_dim",
+    "qk_rope_head_dim",
+    "q_lora_rank",
+    "o_groups",
+    "o_lora_rank",
+    "sliding_window",
+    "n_routed_experts",
+    "num_experts_per_tok",
+    "index_n_heads",
+    "index_head_dim",
+    "index_topk",
+    "hc_mult",
+    "hc_sinkhorn_iters",
+)
+
+
+@dataclass
+class ModelArgs(BaseModelArgs):
+    """All that the forward pass reads, named as in ``config.json``, and two options of this program.
+
+    ``compress_ratios`` has one entry a backbone layer and one an MTP block: 0 is a window-only layer, 4 an
+    overlapping compressor with an indexer, any other r a plain compressor whose rows are all visible.
+    """
+
+    vocab_size: int
+    hidden_size: int
+    moe_intermediate_size: int
+    num_hidden_layers: int
+    num_hash_layers: int
+    num_attention_heads: int
+    head_dim: int
+    qk_rope_head_dim: int
+    q_lora_rank: int
+    o_groups: int
+    o_lora_rank: int
+    sliding_window: int
+    compress_ratios: list[int]
+    rope_theta: float
+    compress_rope_theta: float
+    n_routed_experts: int
+    num_experts_per_tok: int
+    scoring_func: str
+    routed_scaling_factor: float
+    swiglu_limit: float
+    index_n_heads: int
+    index_head_dim: int
+    index_topk: int
+    hc_mult: int
+    hc_sinkhorn_iters: int
+    rope_scaling: dict[str, Any] | None = None  # YaRN of the layers with a ratio above 0; None: no YaRN
+    hc_eps: float = 1e-6
+    rms_norm_eps: float = 1e-6
+    num_nextn_predict_layers: int = 0
+    max_position_embeddings: int = 1048576
+    torch_dtype: str = "bfloat16"
+    model_type: str = "deepseek_v4"
+    num_key_value_heads: int = 1
+    n_shared_experts: int = 1
+    norm_topk_prob: bool = True
+    topk_method: str = "noaux_tc"
+    hidden_act: str = "silu"
+    attention_bias: bool = False
+    tie_word_embeddings: bool = False
+    shared_expert_clamp: bool = True  # False: the program as first published (spec 0, revision 2b2bebc1)
+    quantization_simulation: str = "none"  # "published": roundings to fp8 and fp4 of spec 12.7
+
+    @classmethod
+    def from_dict(cls, params: dict[str, Any]) -> "ModelArgs":
+        """Args from a parsed ``config.json``; unknown keys are ignored, missing ones raise ValueError."""
+        needed = [f.name for f in fields(cls) if f.default is MISSING and f.default_factory is MISSING]
+        missing = [name for name in needed if params.get(name) is None]
+        if missing:
+            raise ValueError(f"The config lacks {', '.join(missing)}.")
+        return super().from_dict(params)
+
+    def __post_init__(self):
+        for name in AT_LEAST_ONE:
+            value = getattr(self, name)
+            _require(
+                isinstance(value, int) and value >= 1,
+                f"{name} must be an integer of at least 1, not {value!r}.",
+            )
+        for name, value in FIXED.items():
+            found = getattr(self, name)
+            _require(found == value, f"{name} must be {value!r} in DeepSeek-V4, not {found!r}.")
+        layers, drafts = self.num_hidden_layers, self.num_nextn_predict_layers
+        _require(
+            len(self.compress_ratios) == layers + drafts,
+            f"compress_ratios has {len(self.compress_ratios)} entries, but num_hidden_layers + "
+            f"num_nextn_predict_layers is {layers} + {drafts}.",
+        )
+        _require(
+            all(isinstance(r, int) and r >= 0 for r in self.compress_ratios),
+            f"compress_ratios must be integers of at least 0, not {self.compress_ratios}.",
+        )
+        _require(
+            0 <= self.num_hash_layers <= layers,
+            f"num_hash_layers is {self.num_hash_layers}, but there are {layers} layers.",
+        )
+        _require(
+            self.num_attention_heads % self.o_groups == 0,
+            f"num_attention_heads {self.num_attention_heads} is not divisible by o_groups {self.o_groups}.",
+        )
+        rope = self.qk_rope_head_dim
+        _require(rope % 2 == 0, f"qk_rope_head_dim {rope} is odd, but channels rotate in pairs.")
+        _require(rope <= self.head_dim, f"qk_rope_head_dim {rope} is more than head_dim {self.head_dim}.")
+        _require(
+            self.num_experts_per_tok <= self.n_routed_experts,
+            f"num_experts_per_tok {self.num_experts_per_tok} is more than n_routed_experts "
+            f"{self.n_routed_experts}.",
+        )
+        _require(
+            self.scoring_func in SCORING_FUNCTIONS,
+            f"scoring_func {self.scoring_func!r} is none of {', '.join(SCORING_FUNCTIONS)}.",
+        )
+        _require(
+            self.quantization_simulation in SIMULATIONS,
+            f"quantization_simulation {self.quantization_simulation!r} is none of {', '.join(SIMULATIONS)}.",
+        )
+        if OVERLAP_RATIO in self.compress_ratios:
+            self._check_indexer()
+        if self.rope_scaling is not None:
+            self._check_yarn()
+
+    def _check_indexer(self):
+        dim, rope = self.index_head_dim, self.qk_rope_head_dim
+        _require(rope <= dim, f"qk_rope_head_dim {rope} is more than index_head_dim {dim}.")
+        if self.quantization_simulation == "published":
+            _require(
+                dim & (dim - 1) == 0,
+                f"index_head_dim {dim} is no power of 2, as its Hadamard rotation needs.",
+            )
+
+    def _check_yarn(self):
+        kind = self.rope_scaling.get("type", self.rope_scaling.get("rope_type"))
+        _require(kind == "yarn", f"rope_scaling is of type {kind!r}, but DeepSeek-V4 knows yarn only.")
+        wanted = ("factor", "original_max_position_embeddings", "beta_fast", "beta_slow")
+        missing = [name for name in wanted if name not in self.rope_scaling]
+        _require(not missing, f"rope_scaling lacks {', '.join(missing)}.")
+
+
+def _require(condition: bool, sentence: str):
+    if not condition:
+        raise ValueError(sentence)

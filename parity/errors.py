@@ -1,0 +1,25 @@
+"""What stops a run: each problem is one sentence, and each class has its own exit code."""
+
+
+class ParityError(Exception):
+    """A problem whose message is one sentence for the user; the command ends with `exit_code`."""
+
+    exit_code = 1
+
+
+class BadInput(ParityError):
+    """The command line, a configuration or a checkpoint cannot be used as given."""
+
+    exit_code = 2
+
+
+class BadEnvironment(ParityError):
+    """A library is missing or outside its range, or this machine would compute with too few bits."""
+
+    exit_code = 3
+
+
+class CandidateCrashed(ParityError):
+    """The candidate raised, hung or died; the harness did not."""
+
+    exit_code = 4

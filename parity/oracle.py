@@ -1,0 +1,182 @@
+"""Running one example on both sides: the candidate first, then the reference exactly, in the run's type, and with other rounding.
+
+Every run records its taps, the scores before each decision, and the decision. The reference replays the candidate's decisions, so that
+one tie does not spoil what comes after it; whether the decisions were legal is judged from the exact scores (method, section 3).
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable
+from contextlib import ExitStack
+from dataclasses import dataclass, field
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from . import decisions, taps
+from .rounding import OtherRounding
+from .sides import TorchSide
+from .tolerance import EXACT, Measurement, measure
+
+# Members of the null: (sequential,). Sequential sums are the worst order in float32; in bfloat16 the order hardly matters.
+NULLS = {"float32": (True, False, False), "bfloat16": (False, False), "float64": (True, False)}
+
+
+@dataclass
+class Observation:
+    """What one run gave: taps by name; scores and picks by the path of the module that decided."""
+
+    taps: dict[str, Tensor]
+    scores: dict[str, Tensor] = field(default_factory=dict)
+    picks: dict[str, Tensor] = field(default_factory=dict)
+
+
+@dataclass
+class Judged:
+    """One example: a measurement a tap, a choice a decision, and what cannot be compared at all."""
+
+    taps: dict[str, Measurement] = field(default_factory=dict)
+    choices: dict[str, decisions.Choice] = field(default_factory=dict)
+    broken: dict[str, str] = field(default_factory=dict)
+
+    @property
+    def ratio(self) -> float:
+        """Worst error over limit; infinite for an illegal choice or a tensor that does not compare."""
+        if self.broken or any(choice.illegal for choice in self.choices.values()):
+            return float("inf")
+        return max((m.ratio for m in self.taps.values()), default=float("inf"))
+
+    def worst(self) -> str:
+        """What deviates most, in a sentence; decisions and broken tensors before numbers."""
+        for name, problem in self.broken.items():
+            return f"'{name}' {problem}"
+        wrong = {name: m for name, m in self.taps.items() if m.ratio > 1}
+        for name, choice in self.choices.items():
+            if choice.illegal and not (wrong and name + ".scores" in wrong):
+                reason = choice.note or f"the worst lies {choice.worst_excess:.3g} noise margins beyond the cut"
+                return f"'{name}' chose otherwise than its exact scores allow for {choice.illegal} of {choice.tokens} tokens ({reason})"
+        name = max(self.taps, key=lambda key: self.taps[key].ratio)
+        m = self.taps[name]
+        if m.error_rms * max(m.limit_max, 1e-300) >= m.error_max * max(m.limit_rms, 1e-300):
+            return f"'{name}' has an RMS error of {m.error_rms:.2e}, {m.ratio:.3g} times its limit of {m.limit_rms:.2e}"
+        return f"'{name}' has a largest error of {m.error_max:.2e}, {m.ratio:.3g} times its limit of {m.limit_max:.2e}"
+
+
+def decision_paths(config: dict) -> dict[str, str]:
+    """Paths of the modules that decide -> "router", "table" (hash-routed) or "indexer"."""
+    paths = {}
+    for layer, ratio in enumerate(config["compress_ratios"]):
+        depth = layer - config["num_hidden_layers"]
+        prefix = f"layers.{layer}" if depth < 0 else f"mtp.{depth}"
+        hashed = 0 <= layer < min(config["num_hash_layers"], config["num_hidden_layers"])
+        paths[f"{prefix}.ffn.gate"] = "table" if hashed else "router"
+        if ratio == 4:
+            paths[f"{prefix}.attn.indexer"] = "indexer"
+    return paths
+
+
+def observe(side, run: Callable[[], dict[str, Tensor]], paths: dict[str, str], replay: dict[str, Tensor] | None = None) -> Observation:
+    """Call `run`, recording scores and picks of every deciding module, with the picks in `replay` forced."""
+    points = {}
+    for path in paths:
+        points[f"{path}:scores"] = (path, "scores")
+        points[f"{path}:select"] = (path, "select")
+    with ExitStack() as stack:
+        stack.enter_context(torch.no_grad())
+        for path, picks in (replay or {}).items():
+            stack.enter_context(taps.forcing(taps.find(side.model, path), side.integers(picks)))
+        record = stack.enter_context(taps.recording(side.model, points)) if paths else {}
+        outputs = run()
+    observation = Observation(outputs)
+    for path in paths:
+        if record[f"{path}:scores"]:
+            observation.scores[path] = _joined([side.tensor(x) for x in record[f"{path}:scores"]], 0.0)
+            observation.picks[path] = _joined([side.tensor(x).long() for x in record[f"{path}:select"]], -1)
+    return observation
+
+
+def _joined(parts: list[Tensor], fill: float) -> Tensor:
+    """Calls' outputs [B, S_i, N_i] as one [B, S, N], short rows filled up."""
+    width = max(part.shape[-1] for part in parts)
+    return torch.cat([F.pad(part, (0, width - part.shape[-1]), value=fill) for part in parts], dim=1)
+
+
+def null_runs(side: TorchSide, run: Callable[[], dict[str, Tensor]], paths, replay, dtype: str, seed: int) -> list[Observation]:
+    """The baseline again with other rounding, as many times as the type asks for."""
+    runs = []
+    for index, sequential in enumerate(NULLS[dtype]):
+        with OtherRounding(seed * 16 + index, sequential):
+            runs.append(observe(side, run, paths, replay))
+    return runs
+
+
+def judge(exact: Observation, baseline: Observation, nulls: list[Observation], candidate: Observation, model, dtype: str) -> Judged:
+    """Measure every tap and every decision of the candidate. `model` is the exact side's, or None where nothing decides."""
+    judged = Judged()
+    for name, reference in exact.taps.items():
+        got = candidate.taps.get(name)
+        if got is None:
+            judged.broken[name] = "was not produced"
+        elif got.shape != reference.shape:
+            judged.broken[name] = f"has shape {tuple(got.shape)} where the reference has {tuple(reference.shape)}"
+        elif got.dtype.is_floating_point != reference.dtype.is_floating_point:
+            judged.broken[name] = f"has type {got.dtype}"
+        elif reference.numel():
+            judged.taps[name] = measure(reference, baseline.taps[name], [run.taps[name] for run in nulls], got, dtype)
+    for path, scores in exact.scores.items():
+        if path not in candidate.scores or candidate.scores[path].shape != scores.shape:
+            judged.broken[f"{path}.scores"] = "was not produced in the reference's shape"
+            continue
+        module = taps.find(model, path)
+        allowed, k = allowed_items(module, scores)
+        noise = _measure_scores(path, allowed, exact, baseline, nulls, candidate, dtype)
+        judged.taps[f"{path}.scores"] = noise
+        picks = candidate.picks[path]
+        if getattr(module, "hashed", False):
+            judged.choices[path] = decisions.same(exact.picks[path], picks, scores.shape[-1])
+        else:
+            biased = scores.double() + (module.bias.double() if hasattr(module, "bias") else 0)
+            judged.choices[path] = decisions.judge(biased, allowed, picks, k, noise.limit_max)
+    return judged
+
+
+def allowed_items(module, scores: Tensor) -> tuple[Tensor, int]:
+    """Which items each token may choose from, and how many it takes: all experts, or the rows visible at its position."""
+    if hasattr(module, "topk"):
+        visible = (torch.arange(scores.shape[1]) + 1) // module.ratio
+        return (torch.arange(scores.shape[-1]) < visible[:, None]).expand_as(scores), module.topk
+    return torch.ones_like(scores, dtype=torch.bool), module.config.num_experts_per_tok
+
+
+def judge_exact(reference: Observation, candidate: Observation) -> Judged:
+    """Judge taps that must be equal bit by bit: decoding and rounding leave no freedom."""
+    judged = Judged()
+    for name, expected in reference.taps.items():
+        got = candidate.taps.get(name)
+        if got is None or got.shape != expected.shape:
+            judged.broken[name] = "was not produced in the reference's shape"
+            continue
+        measured = measure(expected.double(), expected, [], got, "float64")
+        judged.taps[name] = dataclasses.replace(measured, limit_rms=0.0, limit_max=0.0, floor_rms=0.0, floor_max=0.0, rule=EXACT)
+    return judged
+
+
+def _measure_scores(path: str, allowed: Tensor, exact, baseline, nulls, candidate, dtype: str) -> Measurement:
+    """Scores before the choice; what may not be chosen does not count."""
+    hidden = [run.scores[path].masked_fill(~allowed, 0) for run in (exact, baseline, candidate, *nulls)]
+    return measure(hidden[0], hidden[1], hidden[3:], hidden[2], dtype)
+
+
+def replayable(observation: Observation, paths: dict[str, str]) -> dict[str, Tensor]:
+    """The candidate's picks, where the reference can follow them: ids in range, and not from a table, which leaves no choice."""
+    usable = {}
+    for path, picks in observation.picks.items():
+        if paths[path] == "table":
+            continue
+        count = observation.scores[path].shape[-1]
+        lowest = 0 if paths[path] == "router" else -1
+        if not picks.numel() or (int(picks.min()) >= lowest and int(picks.max()) < count):
+            usable[path] = picks
+    return usable

@@ -1,0 +1,21 @@
+"""The router: scores by three functions, choice by biased score or by token id, unbiased weights."""
+
+from ..strategies import cases
+from . import Pair
+from .compressor import token_inputs
+
+
+def compute(side, case, given):
+    """The weights as a tap; scores and chosen experts are recorded where they are made."""
+    weights, _ = side.model.layers[0].ffn.gate(side.array(given["x"]), side.integers(case.ids()))
+    return {"weights": side.tensor(weights)}
+
+
+PAIR = Pair(
+    name="router",
+    title="router: scores, choice of experts, weights",
+    spec="10",
+    cases=lambda profile: cases(profile, incremental=False),
+    inputs=token_inputs,
+    compute=compute,
+)

@@ -1,0 +1,87 @@
+"""The same maths with other rounding: what two correct programs may differ by (the null of the method, section 2).
+
+`OtherRounding` is a torch function mode. Inside it, every contraction (matrix products, einsum, sums, means, softmax) runs with its
+axis permuted and added up piece by piece instead of in the library's own blocks, and every transcendental function in float32 or
+float64 returns a neighbouring value at random, because no two maths libraries round those alike. Functions built on exp also read a
+neighbouring argument: many libraries compute 2^(x log2 e), and rounding that product costs a relative error of |x| half ulps
+(measured: 3.8e-6 for MLX at x = -87, 6e-8 for PyTorch).
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+from torch.overrides import TorchFunctionMode
+
+# exp, cos and the like are specified to within an ulp or two by every maths library in use; one ulp each way is the mild end.
+TRANSCENDENTAL = frozenset("exp sigmoid rsqrt sqrt softplus silu cos sin pow".split())
+BUILT_ON_EXP = frozenset("exp sigmoid softplus silu".split())
+MOST_PIECES = 32  # beyond 32 partial sums, the spread no longer grows by as much as the run costs
+
+
+class OtherRounding(TorchFunctionMode):
+    """One member of the null: `seed` draws the permutations, `sequential` adds one term at a time instead of a random number."""
+
+    def __init__(self, seed: int, sequential: bool):
+        super().__init__()
+        self.random = torch.Generator().manual_seed(seed)
+        self.sequential = sequential
+
+    def __torch_function__(self, function, types, args=(), kwargs=None):
+        kwargs = kwargs or {}
+        name = getattr(function, "__name__", "")
+        if name == "linear":
+            return self._linear(function, *args, **kwargs)
+        if name == "matmul":
+            a, b = args
+            return self._contract(a.shape[-1], lambda take: function(a[..., take], b[..., take, :]))
+        if name == "einsum":
+            return self._einsum(function, *args)
+        if name in ("sum", "mean") and _reduces_one_axis(args, kwargs):
+            return self._reduce(function, name, *args, **kwargs)
+        if name == "softmax":
+            return self._softmax(function, *args, **kwargs)
+        if name in BUILT_ON_EXP and args[0].dtype in (torch.float32, torch.float64):
+            args = (self._neighbour(args[0]), *args[1:])
+        result = function(*args, **kwargs)
+        if name in TRANSCENDENTAL and isinstance(result, Tensor) and result.dtype in (torch.float32, torch.float64):
+            return self._neighbour(result)
+        return result
+
+    def _contract(self, length: int, part):
+        """Sum of part(indices) over a random partition of range(length) into random pieces, added one after the other."""
+        order = torch.randperm(length, generator=self.random)
+        most = min(length, MOST_PIECES)
+        pieces = most if self.sequential else int(torch.randint(1, most + 1, (), generator=self.random)) if most else 1
+        total = None
+        for take in order.tensor_split(max(pieces, 1)):
+            total = part(take) if total is None else total + part(take)
+        return total
+
+    def _linear(self, function, x, weight):
+        return self._contract(x.shape[-1], lambda take: function(x[..., take], weight[:, take]))
+
+    def _einsum(self, function, equation, a, b):
+        left, right = equation.split("->")[0].split(",")
+        summed = next(letter for letter in left if letter in right and letter not in equation.split("->")[1])
+        axis_a, axis_b = left.index(summed), right.index(summed)
+        return self._contract(
+            a.shape[axis_a], lambda take: function(equation, a.index_select(axis_a, take), b.index_select(axis_b, take))
+        )
+
+    def _reduce(self, function, name, x, axis, keepdim=False):
+        total = self._contract(x.shape[axis], lambda take: x.index_select(axis, take).sum(axis, keepdim=keepdim))
+        return total / x.shape[axis] if name == "mean" else total
+
+    def _softmax(self, function, x, axis):
+        order = torch.randperm(x.shape[axis], generator=self.random)
+        shifted = self._neighbour((x - x.amax(axis, keepdim=True)).clamp_min(torch.finfo(x.dtype).min))
+        return self._neighbour(function(shifted.index_select(axis, order), axis).index_select(axis, order.argsort()))
+
+    def _neighbour(self, x: Tensor) -> Tensor:
+        step = torch.randint(-1, 2, x.shape, generator=self.random)
+        return x * (1 + step * torch.finfo(x.dtype).eps)
+
+
+def _reduces_one_axis(args, kwargs) -> bool:
+    return len(args) == 2 and isinstance(args[1], int) and args[0].is_floating_point() and args[0].shape[args[1]] > 0

@@ -1,0 +1,241 @@
+"""The configuration of DeepSeek-V4 in the raw Hugging Face keys (spec 1), checked key by key.
+
+Every problem is a `ConfigError` of one sentence that names the key, what was found and what was expected.
+"""
+
+from __future__ import annotations
+
+import difflib
+import json
+import math
+from dataclasses import dataclass, fields
+from pathlib import Path
+
+SCORING_FUNCTIONS = ("sqrtsoftplus", "sigmoid", "softmax")
+QUANTIZATION_SIMULATIONS = ("none", "published")
+
+# Keys with exactly one value in this architecture: another value means another model.
+FIXED = {
+    "model_type": "deepseek_v4",
+    "num_key_value_heads": 1,
+    "n_shared_experts": 1,
+    "hidden_act": "silu",
+    "attention_bias": False,
+    "tie_word_embeddings": False,
+    "norm_topk_prob": True,
+    "topk_method": "noaux_tc",
+}
+
+# Keys that published configs carry and that do not enter the forward pass.
+IGNORED = frozenset(
+    "architectures attention_dropout bos_token_id dtype eos_token_id expert_dtype initializer_range "
+    "max_position_embeddings model_file pad_token_id quantization quantization_config torch_dtype "
+    "transformers_version use_cache auto_map name_or_path _name_or_path".split()
+)
+
+ROPE_SCALING_KEYS = ("factor", "original_max_position_embeddings", "beta_fast", "beta_slow")
+
+
+class ConfigError(ValueError):
+    """A config that no DeepSeek-V4 can have; the message is one sentence for the user."""
+
+
+@dataclass(frozen=True)
+class YaRN:
+    """Parameters of YaRN (spec 5): interpolation factor, trained length L, and the two rotation counts."""
+
+    factor: float
+    original_max_position_embeddings: int
+    beta_fast: float
+    beta_slow: float
+
+
+@dataclass(frozen=True)
+class Options:
+    """What two published programs do differently from the same weights.
+
+    shared_expert_clamp: the shared expert gets the SwiGLU limit (revisions since 2026-04-27) or not (first release).
+    quantization_simulation: "none", or "published": window and compressed KV rounded to fp8, the indexer's
+        queries and keys rotated and rounded to fp4, activations rounded to fp8 before fp8 and fp4 matrices.
+    """
+
+    shared_expert_clamp: bool = True
+    quantization_simulation: str = "none"
+
+    def __post_init__(self):
+        if self.quantization_simulation not in QUANTIZATION_SIMULATIONS:
+            raise ConfigError(
+                f"quantization_simulation is {self.quantization_simulation!r}; "
+                f"it must be one of {', '.join(QUANTIZATION_SIMULATIONS)}."
+            )
+
+
+@dataclass(frozen=True)
+class Config:
+    """Sizes and constants of one model, named by their Hugging Face keys (spec 1)."""
+
+    vocab_size: int
+    hidden_size: int
+    num_hidden_layers: int
+    num_nextn_predict_layers: int
+    num_hash_layers: int
+    num_attention_heads: int
+    head_dim: int
+    qk_rope_head_dim: int
+    q_lora_rank: int
+    o_groups: int
+    o_lora_rank: int
+    sliding_window: int
+    compress_ratios: tuple[int, ...]
+    rope_theta: float
+    compress_rope_theta: float
+    rope_scaling: YaRN | None
+    index_n_heads: int
+    index_head_dim: int
+    index_topk: int
+    n_routed_experts: int
+    num_experts_per_tok: int
+    moe_intermediate_size: int
+    scoring_func: str
+    routed_scaling_factor: float
+    swiglu_limit: float
+    rms_norm_eps: float
+    hc_mult: int
+    hc_sinkhorn_iters: int
+    hc_eps: float
+
+    @classmethod
+    def from_dict(cls, raw: dict) -> Config:
+        """A checked configuration from the raw keys of a `config.json`. Raises ConfigError."""
+        if not isinstance(raw, dict):
+            raise ConfigError(f"the config is a {type(raw).__name__}; it must be a JSON object.")
+        names = [field.name for field in fields(cls)]
+        for key in raw:
+            if key not in names and key not in FIXED and key not in IGNORED:
+                close = difflib.get_close_matches(key, [*names, *FIXED], n=1)
+                hint = f"did you mean '{close[0]}'?" if close else "remove it, or use a config of model_type deepseek_v4."
+                raise ConfigError(f"config key '{key}' is unknown; {hint}")
+        for key, value in FIXED.items():
+            if raw.get(key, value) != value:
+                raise ConfigError(f"config key '{key}' is {raw[key]!r}; DeepSeek-V4 defines only {value!r}.")
+        for key in names:
+            if key not in raw:
+                raise ConfigError(f"config key '{key}' is missing; take it from the published config.json of the model.")
+        values = {field.name: _typed(field.name, field.type, raw[field.name]) for field in fields(cls)}
+        config = cls(**values)
+        config._check()
+        return config
+
+    @classmethod
+    def load(cls, path: str | Path) -> Config:
+        """The configuration in a `config.json`, or in the folder that holds one. Raises ConfigError."""
+        path = Path(path)
+        path = path / "config.json" if path.is_dir() else path
+        try:
+            raw = json.loads(path.read_text(encoding="utf-8"))
+        except OSError as error:
+            raise ConfigError(f"{path} cannot be read: {error.strerror}.") from error
+        except (UnicodeDecodeError, json.JSONDecodeError, RecursionError) as error:
+            raise ConfigError(f"{path} is not valid JSON: {error}.") from error
+        try:
+            return cls.from_dict(raw)
+        except ConfigError as error:
+            raise ConfigError(f"{path}: {error}") from error
+
+    def ratio(self, layer: int) -> int:
+        """Compression ratio of a layer; MTP block m is layer `num_hidden_layers + m`."""
+        return self.compress_ratios[layer]
+
+    def is_hash_routed(self, layer: int) -> bool:
+        """Whether a layer takes its experts from the table `tid2eid` (spec 10)."""
+        return layer < min(self.num_hash_layers, self.num_hidden_layers)
+
+    def _check(self) -> None:
+        for key in (
+            "vocab_size hidden_size num_hidden_layers num_attention_heads head_dim qk_rope_head_dim q_lora_rank o_groups "
+            "o_lora_rank sliding_window index_n_heads index_head_dim index_topk n_routed_experts num_experts_per_tok "
+            "moe_intermediate_size hc_mult hc_sinkhorn_iters rope_theta compress_rope_theta"
+        ).split():
+            if getattr(self, key) <= 0:
+                raise ConfigError(f"config key '{key}' is {getattr(self, key)}; it must be positive.")
+        for key in ("num_nextn_predict_layers", "num_hash_layers", "swiglu_limit", "rms_norm_eps", "hc_eps"):
+            if getattr(self, key) < 0:
+                raise ConfigError(f"config key '{key}' is {getattr(self, key)}; it must not be negative.")
+        blocks = self.num_hidden_layers + self.num_nextn_predict_layers
+        if len(self.compress_ratios) != blocks:
+            raise ConfigError(
+                f"config key 'compress_ratios' has {len(self.compress_ratios)} entries; it needs {blocks}: one for each of "
+                f"num_hidden_layers={self.num_hidden_layers} and num_nextn_predict_layers={self.num_nextn_predict_layers}."
+            )
+        if any(ratio < 0 for ratio in self.compress_ratios):
+            raise ConfigError("config key 'compress_ratios' has a negative entry; use 0 for a window-only layer.")
+        if self.num_attention_heads % self.o_groups:
+            raise ConfigError(
+                f"config key 'num_attention_heads' is {self.num_attention_heads}, which o_groups={self.o_groups} does not "
+                "divide; the output projection needs equal groups of heads."
+            )
+        if self.qk_rope_head_dim % 2:
+            raise ConfigError(f"config key 'qk_rope_head_dim' is {self.qk_rope_head_dim}; rotation needs pairs of channels.")
+        for key in ("head_dim", "index_head_dim"):
+            if key == "index_head_dim" and 4 not in self.compress_ratios:
+                continue
+            if self.qk_rope_head_dim > getattr(self, key):
+                raise ConfigError(
+                    f"config key 'qk_rope_head_dim' is {self.qk_rope_head_dim}, more than {key}={getattr(self, key)}."
+                )
+        if self.num_experts_per_tok > self.n_routed_experts:
+            raise ConfigError(
+                f"config key 'num_experts_per_tok' is {self.num_experts_per_tok}, more than "
+                f"n_routed_experts={self.n_routed_experts}."
+            )
+        if self.scoring_func not in SCORING_FUNCTIONS:
+            raise ConfigError(
+                f"config key 'scoring_func' is {self.scoring_func!r}; it must be one of {', '.join(SCORING_FUNCTIONS)}."
+            )
+
+
+def _typed(key: str, kind: str, value):
+    """`value` as the annotated type of `key`, or a ConfigError that says what it is instead."""
+    if key == "compress_ratios":
+        if not isinstance(value, (list, tuple)) or not all(_is_int(item) for item in value):
+            raise ConfigError("config key 'compress_ratios' must be a list of integers, one a layer.")
+        return tuple(value)
+    if key == "rope_scaling":
+        return _yarn(value)
+    if kind == "str":
+        if not isinstance(value, str):
+            raise ConfigError(f"config key '{key}' is {value!r}; it must be a string.")
+        return value
+    if kind == "int":
+        if not _is_int(value):
+            raise ConfigError(f"config key '{key}' is {value!r}; it must be an integer.")
+        return value
+    if isinstance(value, bool) or not isinstance(value, (int, float)) or not math.isfinite(value):
+        raise ConfigError(f"config key '{key}' is {value!r}; it must be a finite number.")
+    return float(value)
+
+
+def _is_int(value) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool)
+
+
+def _yarn(value) -> YaRN | None:
+    if value is None:
+        return None
+    if not isinstance(value, dict):
+        raise ConfigError("config key 'rope_scaling' must be an object with YaRN's parameters, or null.")
+    kind = value.get("type", value.get("rope_type"))
+    if kind != "yarn":
+        raise ConfigError(f"config key 'rope_scaling' has type {kind!r}; DeepSeek-V4 defines only 'yarn'.")
+    for key in value:
+        if key not in (*ROPE_SCALING_KEYS, "type", "rope_type"):
+            raise ConfigError(f"config key 'rope_scaling' holds '{key}'; DeepSeek-V4 defines only {', '.join(ROPE_SCALING_KEYS)}.")
+    for key in ROPE_SCALING_KEYS:
+        if key not in value:
+            raise ConfigError(f"config key 'rope_scaling' lacks '{key}'.")
+        number = value[key]
+        if isinstance(number, bool) or not isinstance(number, (int, float)) or not math.isfinite(number) or number < 0:
+            raise ConfigError(f"config key 'rope_scaling' has {key}={number!r}; it must be a number, zero or more.")
+    if value["factor"] < 1:
+        raise ConfigError(f"config key 'rope_scaling' has factor={value['factor']}; it must be at least 1.")
+    return YaRN(**{key: value[key] for key in ROPE_SCALING_KEYS})
