@@ -26,11 +26,15 @@ NULLS = {"float32": (True, False, False), "bfloat16": (False, False), "float64":
 
 @dataclass
 class Observation:
-    """What one run gave: taps by name; scores and picks by the path of the module that decided."""
+    """What one run gave: taps by name; by the path of the module that decided, scores and picks.
+
+    `picks` are what the run went on with; under replay, `free` are what the module would have chosen itself.
+    """
 
     taps: dict[str, Tensor]
     scores: dict[str, Tensor] = field(default_factory=dict)
     picks: dict[str, Tensor] = field(default_factory=dict)
+    free: dict[str, Tensor] = field(default_factory=dict)
 
 
 @dataclass
@@ -83,10 +87,13 @@ def observe(side, run: Callable[[], dict[str, Tensor]], paths: dict[str, str], r
     for path in paths:
         points[f"{path}:scores"] = (path, "scores")
         points[f"{path}:select"] = (path, "select")
+    forced = {}
     with ExitStack() as stack:
         stack.enter_context(torch.no_grad())
         for path, picks in (replay or {}).items():
-            stack.enter_context(taps.forcing(taps.find(side.model, path), side.integers(picks)))
+            if paths[path] == "indexer":
+                picks = picks.sort(-1, descending=True)[0]
+            forced[path] = stack.enter_context(taps.forcing(taps.find(side.model, path), side.integers(picks)))
         record = stack.enter_context(taps.recording(side.model, points)) if paths else {}
         outputs = run()
     observation = Observation(outputs)
@@ -94,6 +101,8 @@ def observe(side, run: Callable[[], dict[str, Tensor]], paths: dict[str, str], r
         if record[f"{path}:scores"]:
             observation.scores[path] = _joined([side.tensor(x) for x in record[f"{path}:scores"]], 0.0)
             observation.picks[path] = _joined([side.tensor(x).long() for x in record[f"{path}:select"]], -1)
+            free = forced.get(path, record[f"{path}:select"])
+            observation.free[path] = _joined([side.tensor(x).long() for x in free], -1)
     return observation
 
 

@@ -75,16 +75,18 @@ def recording(root, points: dict[str, tuple[str, str]]) -> Iterator[dict[str, li
 def forcing(module, choices) -> Iterator[list]:
     """Make `module.select` return `choices` [B, S, k], each call as many tokens as its first argument [B, S, ...] has.
 
-    Yields the list of what the module would have chosen itself, one entry a call.
+    Yields the list of what the module would have chosen itself, one entry a call. A call that has fewer items to choose from takes
+    the first columns, so ids of -1 (none) must come last in a row.
     """
     position, free = 0, []
 
     def wrapper(original):
         def call(*args):
             nonlocal position
-            free.append(original(*args))
+            own = original(*args)
+            free.append(own)
             start, position = position, position + args[0].shape[1]
-            return choices[:, start:position]
+            return choices[:, start:position, : own.shape[-1]]
 
         return call
 

@@ -49,14 +49,14 @@ def read_folder(folder: str | Path) -> dict[str, torch.Tensor]:
         names_by_path[stored.path].append(name)
     tensors = {}
     for path, names in names_by_path.items():
-        try:
-            with safe_open(path, framework="pt", device="cpu") as file:
-                tensors.update((name, file.get_tensor(name)) for name in names)
-        except (SafetensorError, OSError, RuntimeError) as error:
-            raise CheckpointError(
-                f"{path} cannot be read by safetensors ({_line(error)}); {_AGAIN}."
-            ) from error
+        tensors.update(_read_tensors(path, names))
     return tensors
+
+
+def read_file(path: str | Path) -> dict[str, torch.Tensor]:
+    """Return every tensor of one safetensors file, in its stored dtype. Raises CheckpointError."""
+    path = Path(path)
+    return _read_tensors(path, list(_read_header(path)))
 
 
 def read_names(folder: str | Path) -> dict[str, StoredTensor]:
@@ -194,6 +194,14 @@ def _shard_path(folder: Path, shard: str, name: str) -> Path:
     return path
 
 
+def _read_tensors(path: Path, names: list[str]) -> dict[str, torch.Tensor]:
+    try:
+        with safe_open(path, framework="pt", device="cpu") as file:
+            return {name: file.get_tensor(name) for name in names}
+    except (SafetensorError, OSError, RuntimeError) as error:
+        raise CheckpointError(f"{path} cannot be read by safetensors ({_line(error)}); {_AGAIN}.") from error
+
+
 # --- what a file's header says -----------------------------------------------------------------------------
 
 
@@ -314,7 +322,7 @@ def _show(value: object) -> str:
         text = repr(value)
     except ValueError:  # an integer with thousands of digits
         return "a number too large to print"
-    return text if len(text) <= 100 else f"{text[:80]}...{text[-1]}"
+    return text if len(text) <= 200 else f"{text[:180]}...{text[-1]}"
 
 
 def _line(error: Exception) -> str:

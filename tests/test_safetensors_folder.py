@@ -444,9 +444,10 @@ def test_index_points_outside_the_folder(tmp_path, shard, exists):
     (folder / "link.safetensors").symlink_to(outside)
     shard = shard.replace("ABSOLUTE", str(outside))
     write_index(folder, {"a": shard})
-    assert sentence(folder) == (
-        f"{folder / INDEX} puts tensor 'a' in {shard!r}, which is outside the folder; "
-        "do not trust this checkpoint, or copy the file into the folder."
+    said = sentence(folder)
+    assert said.startswith(f"{folder / INDEX} puts tensor 'a' in '{shard[:60]}")
+    assert said.endswith(
+        "', which is outside the folder; do not trust this checkpoint, or copy the file into the folder."
     )
 
 

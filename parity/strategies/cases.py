@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import json
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, fields
 
 import torch
 from hypothesis import strategies as st
 from torch import Tensor
+
+from reference_torch import Config
 
 from .configs import configs, pick
 from .lengths import chunkings, lengths
@@ -79,9 +81,18 @@ class Case:
 
     @classmethod
     def from_json(cls, text: str) -> Case:
-        """Raises ValueError or TypeError for anything that is not a printed case."""
+        """A printed case again. Raises ValueError for anything else, ConfigError included."""
         raw = json.loads(text)
-        return cls(**raw | {"chunks": tuple(raw["chunks"])})
+        names = {item.name for item in fields(cls)}
+        if not isinstance(raw, dict) or set(raw) != names:
+            raise ValueError(f"it must be an object with exactly {', '.join(sorted(names))}")
+        chunks = raw["chunks"]
+        if not isinstance(chunks, list) or not chunks or not all(type(chunk) is int and chunk > 0 for chunk in chunks):
+            raise ValueError("'chunks' must be a list of token counts")
+        if not all(type(raw[name]) is int and raw[name] >= 0 for name in ("seed", "batch", "start")) or raw["batch"] == 0:
+            raise ValueError("'seed', 'batch' and 'start' must be integers")
+        Config.from_dict(raw["config"])
+        return cls(**raw | {"chunks": tuple(chunks)})
 
 
 @st.composite

@@ -1,0 +1,293 @@
+"""`parity golden`: recorded vectors of the official program against both implementations, one shot and incremental, every tap.
+
+Isolated first: each layer gets the recorded streams of the layer before it, so that no error travels. Then the whole run from the token
+ids, in one call and in the recorded calls. The recorded decisions are replayed; what each side would have chosen itself must be legal.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, field, replace
+
+import torch
+from torch import Tensor
+
+from reference_torch.quantization import hadamard
+
+from . import decisions, oracle, taps, undecided
+from .recordings import Recording, find, load
+from .results import GoldenResult, GoldenTap, Report, Verdict, overall
+from .sides import MLXSide, TorchSide
+from .tolerance import SCATTER, measure, peak, rms
+
+# A recording and an implementation each carry the rounding of their own type.
+BOTH_SIDES = 2.0
+# A row is behind a flipped rounding where some run is this many times noisier than the typical row: rounding noise of one tensor varies
+# tenfold between rows, one step of fp8 is ten thousand times float32's noise.
+FLIP = 30.0
+# Nudged runs flip some of the undecided roundings; another program may flip others, or more of them.
+FLIP_MARGIN = 3.0
+IMPLEMENTATIONS = ("reference_torch", "dsv4_mlx")
+
+
+@dataclass
+class Family:
+    """The reference's runs of one thing: exact, baseline, with other rounding, and with undecided roundings moved."""
+
+    exact: oracle.Observation
+    baseline: oracle.Observation
+    nulls: list[oracle.Observation]
+    nudged: list[oracle.Observation] = field(default_factory=list)
+
+    def tap(self, name: str) -> tuple[Tensor, Tensor, list[Tensor], list[Tensor]]:
+        return self.exact.taps[name], self.baseline.taps[name], [n.taps[name] for n in self.nulls], [n.taps[name] for n in self.nudged]
+
+
+class Replay:
+    """One recorded case through everything; `judge` gives one result an implementation."""
+
+    def __init__(self, recording: Recording, seed: int = 0):
+        self.recording, self.seed = recording, seed
+        options = {
+            "quantization_simulation": recording.options.quantization_simulation,
+            "shared_expert_clamp": recording.options.shared_expert_clamp,
+        }
+        make = lambda side, dtype: side(recording.raw, options, recording.tensors, dtype)  # noqa: E731
+        self.exact, self.base = make(TorchSide, "float64"), make(TorchSide, recording.dtype)
+        self.implementations = {"reference_torch": self.base, "dsv4_mlx": make(MLXSide, recording.dtype)}
+        self.paths = oracle.decision_paths(recording.raw)
+        self.picks = recording.picks()
+        self.found: dict[str, list[GoldenTap]] = {name: [] for name in IMPLEMENTATIONS}
+
+    def judge(self, progress: Callable[[str], None]) -> list[GoldenResult]:
+        """Every tap of the recording, for both implementations."""
+        vectors = self.recording.vectors
+        for layer in range(self.recording.config.num_hidden_layers):
+            progress(f"{self.recording.name}: layer {layer}")
+            self.layer(layer)
+        self.compare_all("isolated", {"logits.oneshot": "logits.oneshot"}, self.from_last_streams, {})
+        if "mtp.logits.oneshot" in vectors:
+            self.compare_all("isolated", {"mtp.logits.oneshot": "mtp.logits.oneshot"}, self.mtp, {})
+        progress(f"{self.recording.name}: whole run")
+        self.whole()
+        return [self.result(name) for name in IMPLEMENTATIONS]
+
+    # --- what is run ---------------------------------------------------------------------------------------
+
+    def streams_before(self, layer: int) -> Tensor:
+        """The recorded input of a layer, as float64."""
+        if layer:
+            return self.recording.vectors[f"layers.{layer - 1}.streams"].double()
+        embedded = self.recording.tensors["embed.weight"].double()[self.recording.ids]
+        return embedded[:, :, None].expand(-1, -1, self.recording.config.hc_mult, -1)
+
+    def layer(self, layer: int) -> None:
+        """One layer on its recorded input: every tap in it, and its decisions."""
+        prefix = f"layers.{layer}"
+        given = self.streams_before(layer)
+        points = {
+            "attn": (f"{prefix}.attn", ""),
+            "ffn": (f"{prefix}.ffn", ""),
+            "router.weights": (f"{prefix}.ffn.gate", ""),
+            "compressed_kv": (f"{prefix}.attn.compressor", ""),
+            "indexer.compressed": (f"{prefix}.attn.indexer.compressor", ""),
+        }
+        points = {f"{prefix}.{tap}": point for tap, point in points.items() if f"{prefix}.{tap}" in self.recording.vectors}
+        rotated = not self.recording.simulated
+
+        def run(side) -> dict[str, Tensor]:
+            with taps.recording(side.model, points) as record:
+                streams = side.model.layers[layer](side.array(given), side.integers(self.recording.ids))
+            outputs = {name: calls[0] for name, calls in record.items()} | {f"{prefix}.streams": streams}
+            outputs = {name: side.tensor(value[0] if isinstance(value, tuple) else value) for name, value in outputs.items()}
+            index = f"{prefix}.indexer.compressed"
+            if rotated and index in outputs:  # the official program rotates these keys even where it rounds nothing
+                outputs[index] = hadamard(outputs[index])
+            return outputs
+
+        names = {name: name for name in (*points, f"{prefix}.streams")}
+        self.compare_all("isolated", names, run, {p: k for p, k in self.paths.items() if p.startswith(f"{prefix}.")})
+
+    def from_last_streams(self, side) -> dict[str, Tensor]:
+        """Head mixing, final norm and output head on the recorded last streams."""
+        last = self.streams_before(self.recording.config.num_hidden_layers)
+        return {"logits.oneshot": side.tensor(side.model.logits(side.array(last)))}
+
+    def mtp(self, side) -> dict[str, Tensor]:
+        """The MTP block on the recorded last streams and the next tokens."""
+        last = self.streams_before(self.recording.config.num_hidden_layers)
+        streams, ids = side.array(last[:, :-1]), side.integers(self.recording.ids[:, 1:])
+        return {"mtp.logits.oneshot": side.tensor(side.model.mtp_logits(streams, ids))}
+
+    def oneshot(self, side) -> dict[str, Tensor]:
+        """All tokens in one call."""
+        return {"logits": side.tensor(side.model(side.integers(self.recording.ids)))}
+
+    def incremental(self, side) -> dict[str, Tensor]:
+        """The recorded calls: a prefill, then token by token."""
+        ids, state, prefill = side.integers(self.recording.ids), side.model_state(), self.recording.prefill
+        parts = [side.tensor(side.model(ids[:, :prefill], state))]
+        for token in range(prefill, ids.shape[1]):
+            parts.append(side.tensor(side.model(ids[:, token : token + 1], state)))
+        return {"logits": torch.cat(parts, dim=1)}
+
+    # --- how it is judged ----------------------------------------------------------------------------------
+
+    def family(self, run: Callable, paths: dict[str, str], picks: dict[str, Tensor]) -> Family:
+        """The reference's runs of `run`, all with these picks."""
+        exactly = lambda: oracle.observe(self.exact, lambda: run(self.exact), paths, picks)  # noqa: E731
+        plainly = lambda: oracle.observe(self.base, lambda: run(self.base), paths, picks)  # noqa: E731
+        truth_read, exact = undecided.readings(exactly)
+        base_read, baseline = undecided.readings(plainly)
+        nulls = oracle.null_runs(self.base, lambda: run(self.base), paths, picks, self.recording.dtype, self.seed)
+        if not truth_read or self.recording.native:
+            return Family(exact, baseline, nulls)
+        levels = undecided.noise_levels(truth_read, base_read)
+        return Family(exact, baseline, nulls, undecided.nudged_runs(exactly, levels, self.seed))
+
+    def picks_for(self, paths: dict[str, str]) -> dict[str, Tensor]:
+        return {path: picks for path, picks in self.picks.items() if path in paths}
+
+    def compare_all(self, schedule: str, names: dict[str, str], run: Callable, paths: dict[str, str]) -> None:
+        """Run the reference's family and both implementations, and compare each named tap with its recording."""
+        picks = self.picks_for(paths)
+        family = self.family(run, paths, picks)
+        for name, side in self.implementations.items():
+            observed = self.observe(name, side, run, paths, picks, family)
+            for tap, recorded in names.items():
+                self.found[name].append(self.compare(recorded, schedule, family, tap, observed.taps[tap]))
+            for path in paths:
+                if path in observed.free:
+                    self.found[name].append(self.decide(path, family, observed))
+
+    def observe(self, name: str, side, run: Callable, paths: dict, picks: dict, family: Family) -> oracle.Observation:
+        if side is self.base:
+            return family.baseline
+        return oracle.observe(side, lambda: run(side), paths, picks)
+
+    def whole(self) -> None:
+        """The run from the token ids, in one call and in the recorded calls."""
+        family = self.family(self.oneshot, self.paths, self.picks)
+        for name, side in self.implementations.items():
+            once = self.observe(name, side, self.oneshot, self.paths, self.picks, family)
+            steps = oracle.observe(side, lambda side=side: self.incremental(side), self.paths, self.picks)
+            self.found[name].append(self.compare("logits.oneshot", "accumulated", family, "logits", once.taps["logits"]))
+            free = self.free_runs(family) if self.recording.native else family
+            self.found[name].append(self.compare("logits.incremental", "accumulated", free, "logits", steps.taps["logits"]))
+
+    def free_runs(self, family: Family) -> Family:
+        """The family with its baseline and null choosing freely: the recorded decisions are those of one shot, not of these calls."""
+        run = lambda: oracle.observe(self.base, lambda: self.oneshot(self.base), self.paths)  # noqa: E731
+        nulls = oracle.null_runs(self.base, lambda: self.oneshot(self.base), self.paths, None, self.recording.dtype, self.seed)
+        return Family(family.exact, run(), nulls)
+
+    def compare(self, name: str, schedule: str, family: Family, tap: str, got: Tensor) -> GoldenTap:
+        """One tensor of an implementation against its recording."""
+        recorded = self.recording.vectors[name].double()
+        if got.shape != recorded.shape:
+            return GoldenTap(name, schedule, float("inf"), float("inf"), 0.0, 0.0, float("inf"), 0.0, note=f"has shape {tuple(got.shape)}")
+        judge = by_rms if self.recording.native else by_token
+        return replace(judge(family, tap, got.double(), recorded), name=name, schedule=schedule)
+
+    def decide(self, path: str, family: Family, observed: oracle.Observation) -> GoldenTap:
+        """The recorded choice, and the one the implementation would have made, against the exact scores."""
+        module = taps.find(self.exact.model, path)
+        layer, kind = path.split(".")[1], "indexer.rows" if self.paths[path] == "indexer" else "router.experts"
+        name = f"layers.{layer}.{kind}"
+        recorded = self.recording.vectors[name].long()
+        scores = family.exact.scores[path]
+        if self.paths[path] == "table":
+            choices = [decisions.same(family.exact.picks[path], picks, scores.shape[-1]) for picks in (recorded, observed.free[path])]
+        else:
+            allowed, k = oracle.allowed_items(module, scores)
+            hidden = [run.scores[path].masked_fill(~allowed, 0) for run in (family.exact, family.baseline, *family.nulls)]
+            noise = measure(hidden[0], hidden[1], hidden[2:], hidden[1], self.recording.dtype).limit_max
+            margin = torch.full(scores.shape[:2], noise, dtype=torch.float64)
+            for run in family.nudged:
+                moved = (run.scores[path] - family.exact.scores[path]).masked_fill(~allowed, 0).abs().amax(-1)
+                margin = torch.maximum(margin, moved * FLIP_MARGIN)
+            biased = scores.double() + (module.bias.double() if hasattr(module, "bias") else 0)
+            choices = [decisions.judge(biased, allowed, picks, k, margin) for picks in (recorded, observed.free[path])]
+        illegal = sum(choice.illegal for choice in choices)
+        worst = max(choice.worst_excess for choice in choices)
+        note = f"{illegal} choices beyond their margin" if illegal else ""
+        return GoldenTap(
+            name, "isolated", 0.0, 0.0, 0.0, 0.0, max(worst, 1.0 + 1e-9) if illegal else 0.0, 0.0, sum(c.ties for c in choices), note
+        )
+
+    def result(self, name: str) -> GoldenResult:
+        """One implementation's row: all of its taps, and the worst in a sentence."""
+        found = self.found[name]
+        worst = max(found, key=lambda tap: tap.ratio)
+        verdict = Verdict.PARITY if worst.ratio <= 1 else Verdict.DIVERGES
+        ties = sum(tap.ties for tap in found)
+        if verdict is Verdict.PARITY:
+            sentence = f"{name} agrees with the recording on all {len(found)} comparisons"
+        else:
+            red = sum(tap.ratio > 1 for tap in found)
+            first = next(tap for tap in found if tap.ratio > 1)
+            what = first.note or f"RMS error {first.error_rms:.2e} against a limit of {first.limit_rms:.2e}"
+            sentence = (
+                f"{name} and the recording part in {red} of {len(found)} comparisons, first in '{first.name}' ({first.schedule}): "
+                f"{what}, {first.ratio:.3g} times what is allowed"
+            )
+        return GoldenResult(self.recording.name, name, self.recording.dtype, verdict, sentence, worst.ratio, ties, found)
+
+
+def by_token(family: Family, tap: str, got: Tensor, recorded: Tensor) -> GoldenTap:
+    """Exact arithmetic: RMS and maximum against the null; rows behind an undecided rounding may differ by what its flip does."""
+    exact, baseline, nulls, nudged = family.tap(tap)
+    exact, error = exact.double(), got - recorded
+    by_row = _largest_by_row(error)
+    runs = torch.stack([_largest_by_row(run.double() - exact) for run in (baseline, *nulls, *nudged)]).amax(0)
+    decided = torch.ones_like(runs, dtype=torch.bool)
+    if nudged:
+        decided = runs <= FLIP * _largest_by_row(baseline.double() - exact).median()
+    limit_rms = limit_max = ratio = 0.0
+    if decided.any():
+        kept = [tensor[decided] for tensor in (exact, baseline, *nulls)]
+        measured = measure(kept[0], kept[1], kept[2:], kept[0] + error[decided], "float32")
+        limit_rms, limit_max = BOTH_SIDES * measured.limit_rms, BOTH_SIDES * measured.limit_max
+        ratio = max(measured.error_rms / limit_rms, measured.error_max / limit_max)
+    if not decided.all():
+        ratio = max(ratio, float((by_row / (limit_max + FLIP_MARGIN * runs))[~decided].max()))
+    undecided_share = 1 - float(decided.double().mean()) if decided.numel() else 0.0
+    flips = int((by_row > limit_max)[~decided].sum())
+    return GoldenTap("", "", rms(error), peak(error), limit_rms, limit_max, ratio, undecided_share, flips)
+
+
+def _largest_by_row(x: Tensor) -> Tensor:
+    """[B, S, ...] -> the largest magnitude of each token or compressed row [B, S]."""
+    return x.abs().flatten(2).amax(-1)
+
+
+def by_rms(family: Family, tap: str, got: Tensor, recorded: Tensor) -> GoldenTap:
+    """Production arithmetic: RMS errors against exact, the implementation's beside the recording's, and the recording's beside the null."""
+    exact, baseline, nulls, _ = family.tap(tap)
+    exact = exact.double()
+    measured = measure(exact, baseline, nulls, got, "bfloat16")
+    factor = measured.rule.pooled * (1 + SCATTER / max(measured.rows, 1) ** 0.5)
+    recorded_error = rms(recorded - exact)
+    limit = max(factor * recorded_error, measured.floor_rms)
+    recording_limit = max(factor * measured.null_rms, measured.floor_rms)
+    ratio = max(measured.error_rms / limit, recorded_error / recording_limit)
+    note = ""
+    if recorded_error > recording_limit:
+        note = f"the recording's RMS error against float64 is {recorded_error:.2e}, the reference's own at most {measured.null_rms:.2e}"
+    return GoldenTap("", "", measured.error_rms, measured.error_max, limit, 0.0, ratio, 0.0, note=note)
+
+
+def golden(arguments: list[str], environment: dict, progress: Callable[[str], None] = lambda text: None) -> Report:
+    """Judge every recorded case that the arguments name. Raises BadInput."""
+    recordings = [load(folder) for folder in find(arguments)]
+    report = Report(command="golden", profile="", seed=0, verdict=Verdict.PARITY, sentence="", environment=environment)
+    for recording in recordings:
+        report.golden += Replay(recording).judge(progress)
+    report.verdict = overall([result.verdict for result in report.golden])
+    red = [result for result in report.golden if result.verdict is not Verdict.PARITY]
+    cases = len(recordings)
+    if red:
+        report.sentence = f"{red[0].case}: {red[0].sentence}."
+    else:
+        report.sentence = f"Both implementations agree with {cases} recorded case{'s' if cases > 1 else ''} on every tap."
+    return report

@@ -1,0 +1,1 @@
+"""Renderings of a report; they know `parity.results` and nothing else."""
