@@ -1,5 +1,7 @@
 """Configuration of DeepSeek-V4 by the keys of a raw Hugging Face ``config.json`` (spec 1)."""
 
+import math
+import reprlib
 from dataclasses import MISSING, dataclass, fields
 from typing import Any
 
@@ -39,6 +41,17 @@ AT_LEAST_ONE = (
     "hc_mult",
     "hc_sinkhorn_iters",
 )
+AT_LEAST_ZERO = ("num_hash_layers", "num_nextn_predict_layers")
+NUMBERS = (
+    "rope_theta",
+    "compress_rope_theta",
+    "routed_scaling_factor",
+    "swiglu_limit",
+    "hc_eps",
+    "rms_norm_eps",
+)
+# YaRN's parameters and the least value of each.
+YARN = {"factor": 1, "original_max_position_embeddings": 0, "beta_fast": 0, "beta_slow": 0}
 
 
 @dataclass
@@ -94,6 +107,7 @@ class ModelArgs(BaseModelArgs):
     @classmethod
     def from_dict(cls, params: dict[str, Any]) -> "ModelArgs":
         """Args from a parsed ``config.json``; unknown keys are ignored, missing ones raise ValueError."""
+        _require(isinstance(params, dict), f"The config must be a JSON object, not {reprlib.repr(params)}.")
         needed = [f.name for f in fields(cls) if f.default is MISSING and f.default_factory is MISSING]
         missing = [name for name in needed if params.get(name) is None]
         if missing:
@@ -101,15 +115,23 @@ class ModelArgs(BaseModelArgs):
         return super().from_dict(params)
 
     def __post_init__(self):
-        for name in AT_LEAST_ONE:
+        for least, names in enumerate((AT_LEAST_ZERO, AT_LEAST_ONE)):
+            for name in names:
+                value = getattr(self, name)
+                _require(
+                    isinstance(value, int) and not isinstance(value, bool) and value >= least,
+                    f"{name} must be an integer of at least {least}, not {reprlib.repr(value)}.",
+                )
+        for name in NUMBERS:
             value = getattr(self, name)
-            _require(
-                isinstance(value, int) and value >= 1,
-                f"{name} must be an integer of at least 1, not {value!r}.",
-            )
+            _require(_is_number(value), f"{name} must be a finite number, not {reprlib.repr(value)}.")
         for name, value in FIXED.items():
             found = getattr(self, name)
-            _require(found == value, f"{name} must be {value!r} in DeepSeek-V4, not {found!r}.")
+            _require(found == value, f"{name} must be {value!r} in DeepSeek-V4, not {reprlib.repr(found)}.")
+        _require(
+            isinstance(self.compress_ratios, (list, tuple)),
+            f"compress_ratios must be a list of integers, not {reprlib.repr(self.compress_ratios)}.",
+        )
         layers, drafts = self.num_hidden_layers, self.num_nextn_predict_layers
         _require(
             len(self.compress_ratios) == layers + drafts,
@@ -117,11 +139,11 @@ class ModelArgs(BaseModelArgs):
             f"num_nextn_predict_layers is {layers} + {drafts}.",
         )
         _require(
-            all(isinstance(r, int) and r >= 0 for r in self.compress_ratios),
-            f"compress_ratios must be integers of at least 0, not {self.compress_ratios}.",
+            all(isinstance(r, int) and not isinstance(r, bool) and r >= 0 for r in self.compress_ratios),
+            f"compress_ratios must be integers of at least 0, not {reprlib.repr(self.compress_ratios)}.",
         )
         _require(
-            0 <= self.num_hash_layers <= layers,
+            self.num_hash_layers <= layers,
             f"num_hash_layers is {self.num_hash_layers}, but there are {layers} layers.",
         )
         _require(
@@ -138,7 +160,7 @@ class ModelArgs(BaseModelArgs):
         )
         _require(
             self.scoring_func in SCORING_FUNCTIONS,
-            f"scoring_func {self.scoring_func!r} is none of {', '.join(SCORING_FUNCTIONS)}.",
+            f"scoring_func {reprlib.repr(self.scoring_func)} is none of {', '.join(SCORING_FUNCTIONS)}.",
         )
         _require(
             self.quantization_simulation in SIMULATIONS,
@@ -159,11 +181,30 @@ class ModelArgs(BaseModelArgs):
             )
 
     def _check_yarn(self):
-        kind = self.rope_scaling.get("type", self.rope_scaling.get("rope_type"))
-        _require(kind == "yarn", f"rope_scaling is of type {kind!r}, but DeepSeek-V4 knows yarn only.")
-        wanted = ("factor", "original_max_position_embeddings", "beta_fast", "beta_slow")
-        missing = [name for name in wanted if name not in self.rope_scaling]
+        yarn = self.rope_scaling
+        _require(isinstance(yarn, dict), f"rope_scaling must be an object or null, not {reprlib.repr(yarn)}.")
+        kind = yarn.get("type", yarn.get("rope_type"))
+        _require(
+            kind == "yarn", f"rope_scaling is of type {reprlib.repr(kind)}, but DeepSeek-V4 knows yarn only."
+        )
+        missing = [name for name in YARN if name not in yarn]
         _require(not missing, f"rope_scaling lacks {', '.join(missing)}.")
+        for name, least in YARN.items():
+            value = yarn[name]
+            _require(
+                _is_number(value) and value >= least and (value > 0 or not name.startswith("beta")),
+                f"rope_scaling has {name} {reprlib.repr(value)}, which YaRN cannot use.",
+            )
+        base = self.compress_rope_theta
+        _require(base > 1, f"compress_rope_theta is {base}, but YaRN needs a base above 1.")
+
+
+def _is_number(value) -> bool:
+    """Neither NaN, nor infinite, nor an integer that no float can hold."""
+    try:
+        return isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(value)
+    except OverflowError:
+        return False
 
 
 def _require(condition: bool, sentence: str):

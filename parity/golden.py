@@ -38,6 +38,7 @@ class Family:
     baseline: oracle.Observation
     nulls: list[oracle.Observation]
     nudged: list[oracle.Observation] = field(default_factory=list)
+    level: float = 0.0
 
     def tap(self, name: str) -> tuple[Tensor, Tensor, list[Tensor], list[Tensor]]:
         return self.exact.taps[name], self.baseline.taps[name], [n.taps[name] for n in self.nulls], [n.taps[name] for n in self.nudged]
@@ -133,7 +134,7 @@ class Replay:
 
     # --- how it is judged ----------------------------------------------------------------------------------
 
-    def family(self, run: Callable, paths: dict[str, str], picks: dict[str, Tensor]) -> Family:
+    def family(self, run: Callable, paths: dict[str, str], picks: dict[str, Tensor], isolated: bool = True) -> Family:
         """The reference's runs of `run`, all with these picks."""
         exactly = lambda: oracle.observe(self.exact, lambda: run(self.exact), paths, picks)  # noqa: E731
         plainly = lambda: oracle.observe(self.base, lambda: run(self.base), paths, picks)  # noqa: E731
@@ -142,8 +143,12 @@ class Replay:
         nulls = oracle.null_runs(self.base, lambda: run(self.base), paths, picks, self.recording.dtype, self.seed)
         if not truth_read or self.recording.native:
             return Family(exact, baseline, nulls)
-        levels = undecided.noise_levels(truth_read, base_read)
-        return Family(exact, baseline, nulls, undecided.nudged_runs(exactly, levels, self.seed))
+        level = undecided.noise_level(truth_read, base_read)
+        if isolated:
+            nudged = undecided.cascading_runs(exactly, truth_read, level, self.seed)
+        else:
+            nudged = undecided.nudged_runs(exactly, level, self.seed)
+        return Family(exact, baseline, nulls, nudged, level)
 
     def picks_for(self, paths: dict[str, str]) -> dict[str, Tensor]:
         return {path: picks for path, picks in self.picks.items() if path in paths}
@@ -167,27 +172,39 @@ class Replay:
 
     def whole(self) -> None:
         """The run from the token ids, in one call and in the recorded calls."""
-        family = self.family(self.oneshot, self.paths, self.picks)
+        family = self.family(self.oneshot, self.paths, self.picks, isolated=False)
+        calls = self.for_recorded_calls(family)
         for name, side in self.implementations.items():
             once = self.observe(name, side, self.oneshot, self.paths, self.picks, family)
             steps = oracle.observe(side, lambda side=side: self.incremental(side), self.paths, self.picks)
             self.found[name].append(self.compare("logits.oneshot", "accumulated", family, "logits", once.taps["logits"]))
-            free = self.free_runs(family) if self.recording.native else family
-            self.found[name].append(self.compare("logits.incremental", "accumulated", free, "logits", steps.taps["logits"]))
+            self.found[name].append(self.compare("logits.incremental", "accumulated", calls, "logits", steps.taps["logits"]))
 
-    def free_runs(self, family: Family) -> Family:
-        """The family with its baseline and null choosing freely: the recorded decisions are those of one shot, not of these calls."""
-        run = lambda: oracle.observe(self.base, lambda: self.oneshot(self.base), self.paths)  # noqa: E731
-        nulls = oracle.null_runs(self.base, lambda: self.oneshot(self.base), self.paths, None, self.recording.dtype, self.seed)
-        return Family(family.exact, run(), nulls)
+    def for_recorded_calls(self, family: Family) -> Family:
+        """The family whose spread chooses freely where roundings can tip a choice.
+
+        The recorded decisions are those of the one-shot run; in the recorded calls the program may have chosen otherwise.
+        """
+        if self.recording.native:
+            run = lambda: self.oneshot(self.base)  # noqa: E731
+            nulls = oracle.null_runs(self.base, run, self.paths, None, self.recording.dtype, self.seed)
+            return Family(family.exact, oracle.observe(self.base, run, self.paths), nulls)
+        if family.nudged:
+            freely = lambda: oracle.observe(self.exact, lambda: self.oneshot(self.exact), self.paths)  # noqa: E731
+            moved = undecided.nudged_runs(freely, family.level, self.seed + 1)
+            return replace(family, nudged=family.nudged + moved)
+        return family
 
     def compare(self, name: str, schedule: str, family: Family, tap: str, got: Tensor) -> GoldenTap:
         """One tensor of an implementation against its recording."""
         recorded = self.recording.vectors[name].double()
         if got.shape != recorded.shape:
             return GoldenTap(name, schedule, float("inf"), float("inf"), 0.0, 0.0, float("inf"), 0.0, note=f"has shape {tuple(got.shape)}")
-        judge = by_rms if self.recording.native else by_token
-        return replace(judge(family, tap, got.double(), recorded), name=name, schedule=schedule)
+        if self.recording.native:
+            judged = by_rms(family, tap, got.double(), recorded)
+        else:
+            judged = by_token(family, tap, got.double(), recorded, causal=schedule == "accumulated")
+        return replace(judged, name=name, schedule=schedule)
 
     def decide(self, path: str, family: Family, observed: oracle.Observation) -> GoldenTap:
         """The recorded choice, and the one the implementation would have made, against the exact scores."""
@@ -234,25 +251,34 @@ class Replay:
         return GoldenResult(self.recording.name, name, self.recording.dtype, verdict, sentence, worst.ratio, ties, found)
 
 
-def by_token(family: Family, tap: str, got: Tensor, recorded: Tensor) -> GoldenTap:
-    """Exact arithmetic: RMS and maximum against the null; rows behind an undecided rounding may differ by what its flip does."""
+def by_token(family: Family, tap: str, got: Tensor, recorded: Tensor, causal: bool) -> GoldenTap:
+    """Exact arithmetic: RMS and maximum against the null, but for rows behind an undecided rounding.
+
+    Those may differ by what its flip does. In a whole run (`causal`) a flip reaches every later token in ways that no few runs
+    enumerate: from the first one on, only the RMS over all of them is held to the spread of the nudged runs.
+    """
     exact, baseline, nulls, nudged = family.tap(tap)
     exact, error = exact.double(), got - recorded
-    by_row = _largest_by_row(error)
-    runs = torch.stack([_largest_by_row(run.double() - exact) for run in (baseline, *nulls, *nudged)]).amax(0)
-    decided = torch.ones_like(runs, dtype=torch.bool)
+    noise = torch.stack([_largest_by_row(run.double() - exact) for run in (baseline, *nulls, *nudged)])
+    decided = torch.ones(error.shape[:2], dtype=torch.bool)
     if nudged:
-        decided = runs <= FLIP * _largest_by_row(baseline.double() - exact).median()
+        decided = noise.amax(0) <= FLIP * noise[0].median()
+        decided = decided.cummin(1)[0] if causal else decided
     limit_rms = limit_max = ratio = 0.0
     if decided.any():
-        kept = [tensor[decided] for tensor in (exact, baseline, *nulls)]
+        kept = [tensor[decided] for tensor in (exact, baseline, *nulls, *nudged)]
         measured = measure(kept[0], kept[1], kept[2:], kept[0] + error[decided], "float32")
         limit_rms, limit_max = BOTH_SIDES * measured.limit_rms, BOTH_SIDES * measured.limit_max
         ratio = max(measured.error_rms / limit_rms, measured.error_max / limit_max)
-    if not decided.all():
-        ratio = max(ratio, float((by_row / (limit_max + FLIP_MARGIN * runs))[~decided].max()))
-    undecided_share = 1 - float(decided.double().mean()) if decided.numel() else 0.0
-    flips = int((by_row > limit_max)[~decided].sum())
+    beyond = ~decided
+    if beyond.any() and causal:
+        spread = max(rms(run.double()[beyond] - exact[beyond]) for run in (*nulls, *nudged))
+        ratio = max(ratio, rms(error[beyond]) / (limit_rms + FLIP_MARGIN * spread))
+    elif beyond.any():
+        by_row = _largest_by_row(error)
+        ratio = max(ratio, float((by_row / (limit_max + FLIP_MARGIN * noise.amax(0)))[beyond].max()))
+    flips = int((_largest_by_row(error) > limit_max)[beyond].sum())
+    undecided_share = float(beyond.double().mean()) if beyond.numel() else 0.0
     return GoldenTap("", "", rms(error), peak(error), limit_rms, limit_max, ratio, undecided_share, flips)
 
 

@@ -16,22 +16,19 @@ from torch import Tensor
 
 from reference_torch import quantization
 
-# The noise of another program is a draw from the same spread as the baseline's, not the same draw: four deviations of it.
+# The noise of another program is another draw from the spread that the baseline's comes from; four times its size covers both tails.
 NOISE_MARGIN = 4.0
-# An undecided value stays where it was in all of n runs with probability 2^-n.
-NUDGED_RUNS = 6
+# Runs come in pairs that move every value in opposite directions, so that each undecided value falls over in one of the two.
+NUDGED_PAIRS = 3
 
 
 @contextmanager
-def watched(change: Callable[[int, Tensor], Tensor]) -> Iterator[None]:
-    """Let `change(site, x)` see, and replace, what every rounding call reads; sites are numbered in the order of the calls."""
-    site = 0
+def watched(change: Callable[[Tensor], Tensor]) -> Iterator[None]:
+    """Let `change` see, and replace, what every rounding call reads."""
 
     def wrapper(original):
         def call(x, *args):
-            nonlocal site
-            site += 1
-            return original(change(site - 1, x), *args)
+            return original(change(x), *args)
 
         return call
 
@@ -43,10 +40,10 @@ def watched(change: Callable[[int, Tensor], Tensor]) -> Iterator[None]:
 
 
 def readings(run: Callable[[], object]) -> tuple[list[Tensor], object]:
-    """What every rounding call of `run` read, and the run's result."""
+    """What every rounding call of `run` read, in the order of the calls, and the run's result."""
     seen: list[Tensor] = []
 
-    def keep(site: int, x: Tensor) -> Tensor:
+    def keep(x: Tensor) -> Tensor:
         seen.append(x)
         return x
 
@@ -55,27 +52,53 @@ def readings(run: Callable[[], object]) -> tuple[list[Tensor], object]:
     return seen, result
 
 
-def noise_levels(exact: list[Tensor], baseline: list[Tensor]) -> list[float]:
-    """The noise of each site relative to its rows' size: the median over rows, which a flip upstream does not move."""
-    levels = []
+def noise_level(exact: list[Tensor], baseline: list[Tensor]) -> float:
+    """The largest noise in a row that a site reads, relative to the row's size: the noisiest site's median row.
+
+    The median, because flips upstream move some rows by more than noise.
+    """
+    levels = [0.0]
     for truth, got in zip(exact, baseline, strict=True):
         size = truth.double().square().mean(-1).sqrt().clamp_min(1e-30)
-        off = (got.double() - truth.double()).square().mean(-1).sqrt()
+        off = (got.double() - truth.double()).abs().amax(-1)
         levels.append(float((off / size).median()) if size.numel() else 0.0)
-    return levels
+    return max(levels)
 
 
-def nudged_runs(run: Callable[[], object], levels: list[float], seed: int) -> list[object]:
-    """`run` with every rounding call reading values moved by the noise, NUDGED_RUNS times."""
-    results = []
-    for index in range(NUDGED_RUNS):
-        random = torch.Generator().manual_seed(seed * NUDGED_RUNS + index)
+def nudged_runs(run: Callable[[], object], level: float, seed: int) -> list[object]:
+    """`run` with every rounding call reading values moved by the noise: NUDGED_PAIRS pairs of runs in opposite directions."""
+    size = lambda x: x.square().mean(-1, keepdim=True).sqrt() * (level * NOISE_MARGIN)  # noqa: E731
+    return [_nudged(run, size, seed * NUDGED_PAIRS + pair, way)[1] for pair in range(NUDGED_PAIRS) for way in (1, -1)]
 
-        def nudge(site: int, x: Tensor, random=random) -> Tensor:
-            size = x.square().mean(-1, keepdim=True).sqrt() * (levels[site] * NOISE_MARGIN)
-            sign = torch.randint(0, 2, x.shape, generator=random) * 2 - 1
-            return x + size * sign
 
-        with watched(nudge):
-            results.append(run())
-    return results
+def cascading_runs(run: Callable[[], object], exact: list[Tensor], level: float, seed: int) -> list[object]:
+    """`nudged_runs`, and as many runs again in which each row moves by as much as flips upstream moved it in the first ones.
+
+    Where roundings follow each other, one flip shifts what the next one reads by far more than noise, in a direction of its own.
+    """
+    size = lambda x: x.square().mean(-1, keepdim=True).sqrt() * (level * NOISE_MARGIN)  # noqa: E731
+    pairs = [(pair, way) for pair in range(NUDGED_PAIRS) for way in (1, -1)]
+    first = [_nudged(run, size, seed * NUDGED_PAIRS + pair, way) for pair, way in pairs]
+    moved = [
+        torch.stack([(seen[site] - truth).abs().amax(-1, keepdim=True) for seen, _ in first]).amax(0)
+        for site, truth in enumerate(exact)
+    ]
+    again = []
+    for pair, way in pairs:
+        sites = iter(moved)
+        again.append(_nudged(run, lambda x, sites=sites: next(sites) + size(x), (seed + 1) * NUDGED_PAIRS + pair, way))
+    return [result for _, result in first + again]
+
+
+def _nudged(run: Callable[[], object], size: Callable[[Tensor], Tensor], seed: int, way: int) -> tuple[list[Tensor], object]:
+    """One run with what each rounding call reads moved by size(x) up or down; also what the calls were given."""
+    random = torch.Generator().manual_seed(seed)
+    seen: list[Tensor] = []
+
+    def nudge(x: Tensor) -> Tensor:
+        seen.append(x)
+        return x + size(x) * way * (torch.randint(0, 2, x.shape, generator=random) * 2 - 1)
+
+    with watched(nudge):
+        result = run()
+    return seen, result

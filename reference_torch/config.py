@@ -8,6 +8,7 @@ from __future__ import annotations
 import difflib
 import json
 import math
+import reprlib
 from dataclasses import dataclass, fields
 from pathlib import Path
 
@@ -33,6 +34,7 @@ IGNORED = frozenset(
     "transformers_version use_cache auto_map name_or_path _name_or_path".split()
 )
 
+LARGEST = 2**31 - 1  # no size of a model is near it, and every array library can count so far
 ROPE_SCALING_KEYS = ("factor", "original_max_position_embeddings", "beta_fast", "beta_slow")
 
 
@@ -45,7 +47,7 @@ class YaRN:
     """Parameters of YaRN (spec 5): interpolation factor, trained length L, and the two rotation counts."""
 
     factor: float
-    original_max_position_embeddings: int
+    original_max_position_embeddings: float
     beta_fast: float
     beta_slow: float
 
@@ -117,7 +119,7 @@ class Config:
                 raise ConfigError(f"config key '{key}' is unknown; {hint}")
         for key, value in FIXED.items():
             if raw.get(key, value) != value:
-                raise ConfigError(f"config key '{key}' is {raw[key]!r}; DeepSeek-V4 defines only {value!r}.")
+                raise ConfigError(f"config key '{key}' is {reprlib.repr(raw[key])}; DeepSeek-V4 defines only {value!r}.")
         for key in names:
             if key not in raw:
                 raise ConfigError(f"config key '{key}' is missing; take it from the published config.json of the model.")
@@ -135,7 +137,7 @@ class Config:
             raw = json.loads(path.read_text(encoding="utf-8"))
         except OSError as error:
             raise ConfigError(f"{path} cannot be read: {error.strerror}.") from error
-        except (UnicodeDecodeError, json.JSONDecodeError, RecursionError) as error:
+        except (ValueError, RecursionError) as error:  # not UTF-8, not JSON, or a number of thousands of digits
             raise ConfigError(f"{path} is not valid JSON: {error}.") from error
         try:
             return cls.from_dict(raw)
@@ -169,6 +171,8 @@ class Config:
             )
         if any(ratio < 0 for ratio in self.compress_ratios):
             raise ConfigError("config key 'compress_ratios' has a negative entry; use 0 for a window-only layer.")
+        if self.rope_scaling is not None and self.compress_rope_theta <= 1:
+            raise ConfigError(f"config key 'compress_rope_theta' is {self.compress_rope_theta}; YaRN needs a base above 1.")
         if self.num_attention_heads % self.o_groups:
             raise ConfigError(
                 f"config key 'num_attention_heads' is {self.num_attention_heads}, which o_groups={self.o_groups} does not "
@@ -190,7 +194,7 @@ class Config:
             )
         if self.scoring_func not in SCORING_FUNCTIONS:
             raise ConfigError(
-                f"config key 'scoring_func' is {self.scoring_func!r}; it must be one of {', '.join(SCORING_FUNCTIONS)}."
+                f"config key 'scoring_func' is {reprlib.repr(self.scoring_func)}; it must be one of {', '.join(SCORING_FUNCTIONS)}."
             )
 
 
@@ -199,20 +203,33 @@ def _typed(key: str, kind: str, value):
     if key == "compress_ratios":
         if not isinstance(value, (list, tuple)) or not all(_is_int(item) for item in value):
             raise ConfigError("config key 'compress_ratios' must be a list of integers, one a layer.")
+        if any(item > LARGEST for item in value):
+            raise ConfigError(f"config key 'compress_ratios' has an entry above {LARGEST}.")
         return tuple(value)
     if key == "rope_scaling":
         return _yarn(value)
+    shown = reprlib.repr(value)
     if kind == "str":
         if not isinstance(value, str):
-            raise ConfigError(f"config key '{key}' is {value!r}; it must be a string.")
+            raise ConfigError(f"config key '{key}' is {shown}; it must be a string.")
         return value
     if kind == "int":
         if not _is_int(value):
-            raise ConfigError(f"config key '{key}' is {value!r}; it must be an integer.")
+            raise ConfigError(f"config key '{key}' is {shown}; it must be an integer.")
+        if value > LARGEST:
+            raise ConfigError(f"config key '{key}' is {shown}; it must be at most {LARGEST}.")
         return value
-    if isinstance(value, bool) or not isinstance(value, (int, float)) or not math.isfinite(value):
-        raise ConfigError(f"config key '{key}' is {value!r}; it must be a finite number.")
+    if not _is_number(value):
+        raise ConfigError(f"config key '{key}' is {shown}; it must be a finite number.")
     return float(value)
+
+
+def _is_number(value) -> bool:
+    """Neither NaN, nor infinite, nor an integer that no float can hold."""
+    try:
+        return isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(value)
+    except OverflowError:
+        return False
 
 
 def _is_int(value) -> bool:
@@ -226,7 +243,7 @@ def _yarn(value) -> YaRN | None:
         raise ConfigError("config key 'rope_scaling' must be an object with YaRN's parameters, or null.")
     kind = value.get("type", value.get("rope_type"))
     if kind != "yarn":
-        raise ConfigError(f"config key 'rope_scaling' has type {kind!r}; DeepSeek-V4 defines only 'yarn'.")
+        raise ConfigError(f"config key 'rope_scaling' has type {reprlib.repr(kind)}; DeepSeek-V4 defines only 'yarn'.")
     for key in value:
         if key not in (*ROPE_SCALING_KEYS, "type", "rope_type"):
             raise ConfigError(f"config key 'rope_scaling' holds '{key}'; DeepSeek-V4 defines only {', '.join(ROPE_SCALING_KEYS)}.")
@@ -234,8 +251,10 @@ def _yarn(value) -> YaRN | None:
         if key not in value:
             raise ConfigError(f"config key 'rope_scaling' lacks '{key}'.")
         number = value[key]
-        if isinstance(number, bool) or not isinstance(number, (int, float)) or not math.isfinite(number) or number < 0:
-            raise ConfigError(f"config key 'rope_scaling' has {key}={number!r}; it must be a number, zero or more.")
+        if not _is_number(number) or number < 0:
+            raise ConfigError(f"config key 'rope_scaling' has {key}={reprlib.repr(number)}; it must be a number, zero or more.")
+        if number == 0 and key.startswith("beta"):
+            raise ConfigError(f"config key 'rope_scaling' has {key}={number}; it must be positive.")
     if value["factor"] < 1:
         raise ConfigError(f"config key 'rope_scaling' has factor={value['factor']}; it must be at least 1.")
-    return YaRN(**{key: value[key] for key in ROPE_SCALING_KEYS})
+    return YaRN(**{key: float(value[key]) for key in ROPE_SCALING_KEYS})

@@ -6,6 +6,9 @@ from ..strategies import cases
 from . import Pair
 from .compressor import token_inputs
 
+# Most examples reach the SwiGLU limit.
+BEYOND_LIMIT = (1.0, 30.0, 5.0, 1e-2)
+
 
 def routed_inputs(case, dtype):
     """Given weights and distinct experts, so that no router decides."""
@@ -36,7 +39,7 @@ PAIRS = (
         name="experts.routed",
         title="routed experts, asymmetric SwiGLU clamp",
         spec="10",
-        cases=lambda profile: cases(profile, incremental=False),
+        cases=lambda profile: cases(profile, incremental=False, scales=BEYOND_LIMIT),
         inputs=routed_inputs,
         compute=routed,
     ),
@@ -44,7 +47,7 @@ PAIRS = (
         name="experts.shared",
         title="shared expert, clamped or not by revision",
         spec="10",
-        cases=lambda profile: cases(profile, incremental=False),
+        cases=lambda profile: cases(profile, incremental=False, scales=BEYOND_LIMIT),
         inputs=token_inputs,
         compute=shared,
     ),
@@ -52,7 +55,7 @@ PAIRS = (
         name="moe",
         title="mixture of experts",
         spec="10",
-        cases=lambda profile: cases(profile, incremental=False),
+        cases=lambda profile: cases(profile, incremental=False, scales=BEYOND_LIMIT),
         inputs=token_inputs,
         compute=mixture,
         contains=("router", "experts.routed", "experts.shared"),

@@ -15,7 +15,7 @@ PAIR = Pair(
     name="router",
     title="router: scores, choice of experts, weights",
     spec="10",
-    cases=lambda profile: cases(profile, incremental=False),
+    cases=lambda profile: cases(profile, incremental=False, scales=(1.0, 30.0, 1e-2, 30.0)),
     inputs=token_inputs,
     compute=compute,
 )

@@ -105,6 +105,7 @@ def cases(
     complete_group: bool = False,
     incremental: bool = True,
     simulation: bool = False,
+    scales: tuple[float, ...] = (1.0, 1e-2, 30.0),
     **fixed,
 ) -> Case:
     """A case with these ratios (a tuple, or a strategy for one); `fixed` overrides config keys.
@@ -118,10 +119,10 @@ def cases(
     return Case(
         config=config,
         seed=draw(st.integers(0, 2**31 - 1)),
-        batch=draw(pick(1, 2)) if total < 200 else 1,
+        batch=draw(pick(1, 2, 3)) if total < 200 else 1,
         chunks=chunks,
-        cached=len(chunks) > 1 or (incremental and draw(st.booleans())),
-        scale=draw(pick(1.0, 1e-2, 30.0)),
+        cached=len(chunks) > 1 or (incremental and draw(pick(False, False, False, True))),
+        scale=draw(pick(*scales)),
         quantization_simulation=draw(pick("none", "published")) if simulation else "none",
         shared_expert_clamp=draw(pick(True, False)),
     )

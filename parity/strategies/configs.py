@@ -31,7 +31,7 @@ def configs(draw, ratios: tuple[int, ...], mtp: int = 0) -> dict:
     norm_eps differs from hc_eps and both reach values where their place in a formula shows; 16 index heads keep scores from
     being exactly 0 in all heads (method, section 9).
     """
-    heads, groups = draw(pick((2, 1), (2, 2), (4, 2), (3, 3), (6, 2), (6, 3)))
+    heads, groups = draw(pick((2, 1), (4, 2), (2, 2), (6, 2), (6, 3)))
     rope_dim = draw(pick(8, 4, 16))
     original_length = draw(pick(64, 32, 0))
     scaling = {
@@ -61,13 +61,13 @@ def configs(draw, ratios: tuple[int, ...], mtp: int = 0) -> dict:
         "rope_scaling": scaling,
         "index_n_heads": 16,
         "index_head_dim": draw(pick(16, 32)),
-        "index_topk": draw(pick(2, 3, 8)),
+        "index_topk": draw(pick(2, 1, 3, 8)),
         "n_routed_experts": experts,
         "num_experts_per_tok": active,
         "moe_intermediate_size": draw(pick(8, 20)),
-        "scoring_func": draw(pick("sqrtsoftplus", "sigmoid", "softmax")),
+        "scoring_func": draw(pick("sqrtsoftplus", "sigmoid", "sqrtsoftplus", "softmax")),
         "routed_scaling_factor": draw(pick(1.5, 2.5)),
-        "swiglu_limit": draw(pick(1.0, 10.0, 0.0)),
+        "swiglu_limit": draw(pick(1.0, 10.0, 0.5, 0.0)),
         "rms_norm_eps": draw(pick(1e-6, 1e-5, 1e-2)),
         "hc_mult": draw(pick(4, 2, 3)),
         "hc_sinkhorn_iters": draw(pick(20, 1, 2, 3)),

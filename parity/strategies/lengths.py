@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 def lengths(draw, config: dict, most: int, least: int = 1) -> int:
     """A token count at a boundary of this config, or a few tokens from one, between `least` and `most`."""
     window, topk = config["sliding_window"], config["index_topk"]
-    edges = {1, 2, window - 1, window, window + 1, 2 * window, 2 * window + 1}
+    edges = {1, 2, window - 1, window, window + 1, 2 * window, 2 * window + 1, 3 * window + 2}
     for ratio in {*config["compress_ratios"]} - {0}:
         edges |= {ratio - 1, ratio, ratio + 1, 2 * ratio - 1, 2 * ratio, 2 * ratio + 3, 3 * ratio + 1}
         edges |= {ratio * (topk + 1), ratio * (topk + 3) + 1, ratio * 2 * topk + ratio - 1}
@@ -22,10 +22,13 @@ def lengths(draw, config: dict, most: int, least: int = 1) -> int:
 
 @st.composite
 def chunkings(draw, total: int) -> tuple[int, ...]:
-    """`total` tokens as calls: one, one and then token by token, all by ones, or random pieces that cut groups at every phase."""
+    """`total` tokens as calls: one, one and then token by token, all by ones, or random pieces that cut groups at every phase.
+
+    Pieces come most often: they hold single tokens and several at once, behind a past of any length.
+    """
     if total == 1:
         return (1,)
-    kind = draw(st.sampled_from(("oneshot", "prefill", "pieces", "tokens")))
+    kind = draw(st.sampled_from(("oneshot", "oneshot", "oneshot", "prefill", "pieces", "pieces", "pieces", "tokens")))
     if kind == "oneshot":
         return (total,)
     if kind == "tokens" and total <= 48:
@@ -35,6 +38,6 @@ def chunkings(draw, total: int) -> tuple[int, ...]:
         return (prefill, *[1] * (total - prefill))
     pieces, left = [], total
     while left and len(pieces) < 12:
-        pieces.append(min(left, draw(st.sampled_from((5, 1, 2, 3, 4, 7, 31)))))
+        pieces.append(min(left, draw(st.sampled_from((5, 1, 2, 3, 4, 7, 1, 31)))))
         left -= pieces[-1]
     return tuple(pieces) if not left else (*pieces, left)
