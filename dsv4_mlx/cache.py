@@ -61,9 +61,7 @@ class Pool:
         filled = start % self.ratio
         whole = (filled + kv.shape[1]) // self.ratio * self.ratio
         if whole:
-            joined = [
-                mx.concatenate([old[:, :filled], x], axis=1) for old, x in zip(self.pending, new, strict=True)
-            ]
+            joined = [mx.concatenate([old[:, :filled], x], axis=1) for old, x in zip(self.pending, new, strict=True)]
             done, new, filled = [x[:, :whole] for x in joined], [x[:, whole:] for x in joined], 0
             if self.overlap:
                 self.before = tuple(x[:, -self.ratio :] for x in done)

@@ -77,9 +77,7 @@ def _stack_experts(weights: dict[str, mx.array], stored: dict[str, str], args: M
             stacked[name] = value
     for path, experts in stacks.items():
         if sorted(experts) != list(range(args.n_routed_experts)):
-            raise ValueError(
-                f"{path} has {len(experts)} experts, but n_routed_experts is {args.n_routed_experts}."
-            )
+            raise ValueError(f"{path} has {len(experts)} experts, but n_routed_experts is {args.n_routed_experts}.")
         stacked[f"{path}.weight"] = mx.stack([experts[index] for index in range(len(experts))])
     return stacked, stored
 

@@ -125,6 +125,7 @@ class ModelArgs(BaseModelArgs):
         for name in NUMBERS:
             value = getattr(self, name)
             _require(_is_number(value), f"{name} must be a finite number, not {reprlib.repr(value)}.")
+            _require(value > 0 or not name.endswith("theta"), f"{name} must be above 0, not {value}.")
         for name, value in FIXED.items():
             found = getattr(self, name)
             _require(found == value, f"{name} must be {value!r} in DeepSeek-V4, not {reprlib.repr(found)}.")
@@ -143,10 +144,6 @@ class ModelArgs(BaseModelArgs):
             f"compress_ratios must be integers of at least 0, not {reprlib.repr(self.compress_ratios)}.",
         )
         _require(
-            self.num_hash_layers <= layers,
-            f"num_hash_layers is {self.num_hash_layers}, but there are {layers} layers.",
-        )
-        _require(
             self.num_attention_heads % self.o_groups == 0,
             f"num_attention_heads {self.num_attention_heads} is not divisible by o_groups {self.o_groups}.",
         )
@@ -155,8 +152,7 @@ class ModelArgs(BaseModelArgs):
         _require(rope <= self.head_dim, f"qk_rope_head_dim {rope} is more than head_dim {self.head_dim}.")
         _require(
             self.num_experts_per_tok <= self.n_routed_experts,
-            f"num_experts_per_tok {self.num_experts_per_tok} is more than n_routed_experts "
-            f"{self.n_routed_experts}.",
+            f"num_experts_per_tok {self.num_experts_per_tok} is more than n_routed_experts {self.n_routed_experts}.",
         )
         _require(
             self.scoring_func in SCORING_FUNCTIONS,
@@ -184,9 +180,7 @@ class ModelArgs(BaseModelArgs):
         yarn = self.rope_scaling
         _require(isinstance(yarn, dict), f"rope_scaling must be an object or null, not {reprlib.repr(yarn)}.")
         kind = yarn.get("type", yarn.get("rope_type"))
-        _require(
-            kind == "yarn", f"rope_scaling is of type {reprlib.repr(kind)}, but DeepSeek-V4 knows yarn only."
-        )
+        _require(kind == "yarn", f"rope_scaling is of type {reprlib.repr(kind)}, but DeepSeek-V4 knows yarn only.")
         missing = [name for name in YARN if name not in yarn]
         _require(not missing, f"rope_scaling lacks {', '.join(missing)}.")
         for name, least in YARN.items():

@@ -68,9 +68,7 @@ def round_fp4(x: mx.array) -> mx.array:
     """Nearest e2m1 value, ties to the even code, of float32 within +-6 (spec 12.6)."""
     size = mx.abs(x)
     step = mx.where(size < 2, 0.5, mx.where(size < 4, 1.0, 2.0))
-    return (
-        mx.round(x / step) * step
-    )  # mx.round sends halves to even, and evenness survives the change of step
+    return mx.round(x / step) * step  # mx.round sends halves to even, and evenness survives the change of step
 
 
 def _in_groups(x: mx.array, group: int) -> mx.array:

@@ -25,9 +25,9 @@ verdicts and exit codes:
   5  coverage gap  nothing was compared, or the reference disagrees with itself (inconclusive)
 
 what the numbers mean:
-  Every tensor is computed three times: by the reference in float64 (exact), by the reference in the run's type (baseline), and by
-  dsv4_mlx. "error / limit" is dsv4_mlx's error against exact, over what the same maths with other rounding was measured to differ
-  by. Below 1 is normal; well below 1 is precise; above 1 is not explained by rounding.
+  Every tensor is computed three times: by the reference in float64 (exact), by the reference in the run's type
+  (baseline), and by dsv4_mlx. "error / limit" is dsv4_mlx's error against exact, over what the same maths with other
+  rounding was measured to differ by. Below 1 is normal; above 1 is not explained by rounding.
 """
 
 RUN_EPILOG = """\
@@ -41,7 +41,8 @@ GOLDEN_EPILOG = """\
 examples:
   parity golden fixtures/golden/*                   every recorded case
   parity golden fixtures/golden/flash_exact --json report.json
-A case is a folder with config.json, model.safetensors, vectors.safetensors and case.json; fixtures/golden/README.md tells the format.
+A case is a folder with config.json, model.safetensors, vectors.safetensors and case.json; the README.md in
+fixtures/golden tells the format.
 """
 
 
@@ -76,19 +77,44 @@ def parser() -> argparse.ArgumentParser:
     commands = top.add_subparsers(title="commands", required=True, metavar="COMMAND")
 
     run = commands.add_parser(
-        "run", help="judge every submodule of dsv4_mlx", description="Judge dsv4_mlx, submodule by submodule.", epilog=RUN_EPILOG, formatter_class=raw
+        "run",
+        help="judge every submodule of dsv4_mlx",
+        description="Judge dsv4_mlx, submodule by submodule.",
+        epilog=RUN_EPILOG,
+        formatter_class=raw,
     )
-    run.add_argument("--profile", default="quick", metavar="P", help="how hard to look: quick (default), full, exhaustive")
-    run.add_argument("--pair", action="append", default=[], metavar="NAME", help="judge only this pair; may be given again (default: all)")
-    run.add_argument("--dtype", action="append", default=[], metavar="D", help="float32 or bfloat16; may be given again (default: both)")
-    run.add_argument("--seed", type=int, default=0, metavar="N", help="draw other examples (default 0); the same seed gives the same report")
+    run.add_argument(
+        "--profile", default="quick", metavar="P", help="how hard to look: quick (default), full, exhaustive"
+    )
+    run.add_argument(
+        "--pair",
+        action="append",
+        default=[],
+        metavar="NAME",
+        help="judge only this pair; may be given again (default: all)",
+    )
+    run.add_argument(
+        "--dtype",
+        action="append",
+        default=[],
+        metavar="D",
+        help="float32 or bfloat16; may be given again (default: both)",
+    )
+    run.add_argument(
+        "--seed",
+        type=int,
+        default=0,
+        metavar="N",
+        help="draw other examples (default 0); the same seed gives the same report",
+    )
     run.add_argument("--case", metavar="JSON", help="judge one printed example again; needs --pair")
     run.set_defaults(command=run_command, name="run")
 
     golden = commands.add_parser(
         "golden",
         help="replay recorded vectors through both implementations",
-        description="Replay recorded vectors of the official program through reference_torch and dsv4_mlx: one shot and incremental, every tap.",
+        description="Replay recorded vectors of the official program through reference_torch and dsv4_mlx: one "
+        "shot and incremental, every tap.",
         epilog=GOLDEN_EPILOG,
         formatter_class=raw,
     )
@@ -96,7 +122,9 @@ def parser() -> argparse.ArgumentParser:
     golden.set_defaults(command=golden_command, name="golden")
 
     for command in (run, golden):
-        command.add_argument("--json", metavar="FILE", help="write the report as one JSON document; - for standard output")
+        command.add_argument(
+            "--json", metavar="FILE", help="write the report as one JSON document; - for standard output"
+        )
         command.add_argument("--debug", action="store_true", help="show tracebacks")
     return top
 
@@ -122,9 +150,16 @@ def run_command(options: argparse.Namespace, started: float) -> int:
         try:
             case = Case.from_json(options.case)
         except ValueError as error:
-            raise BadInput(f"--case is not a printed example ({error}); take it from the command that the report prints.") from error
+            raise BadInput(
+                f"--case is not a printed example ({error}); take it from the command that the report prints."
+            ) from error
     imported = time.monotonic() - started
-    return _finish(options, started, imported, lambda progress: run(profile, names, dtypes, options.seed, environment, progress, case))
+    return _finish(
+        options,
+        started,
+        imported,
+        lambda progress: run(profile, names, dtypes, options.seed, environment, progress, case),
+    )
 
 
 def golden_command(options: argparse.Namespace, started: float) -> int:
@@ -147,7 +182,8 @@ def _finish(options: argparse.Namespace, started: float, imported: float, work: 
 
     from .report import document, table
 
-    # The tensors are tiny: a second thread waits more than it saves, and with one the sums are the same on every machine.
+    # The tensors are tiny: a second thread waits more than it saves, and with one the sums are the same on every
+    # machine.
     torch.set_num_threads(1)
     with Progress() as progress:
         report = work(progress)
@@ -161,7 +197,8 @@ def _finish(options: argparse.Namespace, started: float, imported: float, work: 
 
 
 class Progress:
-    """One line on standard error: in place on a terminal, a new line every few seconds where output is kept in a log."""
+    """One line on standard error: in place on a terminal, a new line every few seconds where output is kept in a
+    log."""
 
     EVERY = 5.0
 
@@ -196,7 +233,9 @@ def _document_problem(options: argparse.Namespace, error: ParityError) -> None:
     from .results import Report, Verdict
 
     verdict = next(verdict for verdict in Verdict if verdict.exit_code == error.exit_code)
-    report = Report(options.name, getattr(options, "profile", ""), getattr(options, "seed", 0), verdict, str(error), environment={})
+    report = Report(
+        options.name, getattr(options, "profile", ""), getattr(options, "seed", 0), verdict, str(error), environment={}
+    )
     if options.json:
         try:
             document.check_target(options.json)

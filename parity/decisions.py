@@ -1,7 +1,7 @@
 """Discrete choices inside the model, and when another choice is legal (method, section 3).
 
-A choice of k out of N by score is legal where every item in which it differs from the exact choice has an exact score within the noise
-margin of the cut; it is then a *tie*, counted and replayed. Anything else is a deviation.
+A choice of k out of N by score is legal where every item in which it differs from the exact choice has an exact score
+within the noise margin of the cut; it is then a *tie*, counted and replayed. Anything else is a deviation.
 """
 
 from __future__ import annotations
@@ -34,8 +34,8 @@ def as_sets(picks: Tensor, count: int) -> Tensor:
 def judge(scores: Tensor, allowed: Tensor, picks: Tensor, k: int, margin: Tensor | float) -> Choice:
     """Is every row of `picks` a top-k of the exact `scores` up to `margin`?
 
-    scores [B, S, N] exact, allowed bool like it (rows not yet visible are not), picks [B, S, <=k], margin per token [B, S] or one
-    number: how far a score may be off on either side of the cut.
+    scores [B, S, N] exact, allowed bool like it (rows not yet visible are not), picks [B, S, <=k], margin per token
+    [B, S] or one number: how far a score may be off on either side of the cut.
     """
     tokens = picks.shape[0] * picks.shape[1]
     try:

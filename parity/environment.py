@@ -128,13 +128,9 @@ def _pip_command(name: str) -> str:
 def _check_version(name: str) -> None:
     found = installed_version(name)
     if found is None:
-        raise BadEnvironment(
-            f"{name} is not installed; supported are {SUPPORTED[name]}: run {_pip_command(name)}"
-        )
+        raise BadEnvironment(f"{name} is not installed; supported are {SUPPORTED[name]}: run {_pip_command(name)}")
     if not SpecifierSet(SUPPORTED[name]).contains(found, prereleases=True):
-        raise BadEnvironment(
-            f"{name} {found} is installed; supported are {SUPPORTED[name]}: run {_pip_command(name)}"
-        )
+        raise BadEnvironment(f"{name} {found} is installed; supported are {SUPPORTED[name]}: run {_pip_command(name)}")
 
 
 def _check_import(module: str) -> None:
@@ -145,8 +141,7 @@ def _check_import(module: str) -> None:
         # A loader's message may have several lines; the first names the library that is missing.
         reason = str(error).partition("\n")[0]
         raise BadEnvironment(
-            f"{name} {installed_version(name)} is installed but cannot be imported ({reason}): "
-            f"run {_pip_command(name)}"
+            f"{name} {installed_version(name)} is installed but cannot be imported ({reason}): run {_pip_command(name)}"
         ) from error
 
 

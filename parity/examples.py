@@ -1,4 +1,5 @@
-"""One example from a case to a judgement: draw weights and inputs, run the candidate under its schedule, run the reference, judge."""
+"""One example from a case to a judgement: draw weights and inputs, run the candidate under its schedule, run the
+reference, judge."""
 
 from __future__ import annotations
 
@@ -19,8 +20,9 @@ class CandidateRaised(Exception):
 def judge_case(pair: Pair, case: Case, dtype: str) -> oracle.Judged:
     """Judge `dsv4_mlx` on one example of a pair. Raises CandidateRaised.
 
-    Only the candidate follows the case's schedule. The reference runs in one shot without state, which the first check of every run
-    has shown to be the same; so a mistake between calls has nothing on the other side to hide behind.
+    Only the candidate follows the case's schedule. The reference runs in one shot without state, which the first
+    check of every run has shown to be the same; so a mistake between calls has nothing on the other side to hide
+    behind.
     """
     tensors = checkpoint_tensors(case.config, case.seed, dtype)
     given = pair.inputs(case, dtype)
@@ -29,12 +31,17 @@ def judge_case(pair: Pair, case: Case, dtype: str) -> oracle.Judged:
     try:
         candidate = oracle.observe(mlx, lambda: pair.compute(mlx, case, given), paths)
     except Exception as error:
-        raise CandidateRaised(f"{type(error).__name__}: {' '.join(str(error).split())[:300]}") from error
+        raise CandidateRaised(f"{type(error).__name__}: {' '.join(str(error).split())[:300].rstrip('.')}") from error
     return judge_against_reference(pair, case, dtype, tensors, given, candidate)
 
 
 def judge_against_reference(
-    pair: Pair, case: Case, dtype: str, tensors: dict[str, Tensor], given: dict[str, Tensor], candidate: oracle.Observation
+    pair: Pair,
+    case: Case,
+    dtype: str,
+    tensors: dict[str, Tensor],
+    given: dict[str, Tensor],
+    candidate: oracle.Observation,
 ) -> oracle.Judged:
     """Judge what a candidate gave: exact, baseline and null replay its decisions."""
     case = dataclasses.replace(case, chunks=(case.tokens,), cached=False)

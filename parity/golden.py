@@ -1,7 +1,9 @@
-"""`parity golden`: recorded vectors of the official program against both implementations, one shot and incremental, every tap.
+"""`parity golden`: recorded vectors of the official program against both implementations, one shot and incremental,
+every tap.
 
-Isolated first: each layer gets the recorded streams of the layer before it, so that no error travels. Then the whole run from the token
-ids, in one call and in the recorded calls. The recorded decisions are replayed; what each side would have chosen itself must be legal.
+Isolated first: each layer gets the recorded streams of the layer before it, so that no error travels. Then the whole
+run from the token ids, in one call and in the recorded calls. The recorded decisions are replayed; what each side
+would have chosen itself must be legal.
 """
 
 from __future__ import annotations
@@ -22,8 +24,8 @@ from .tolerance import SCATTER, measure, peak, rms
 
 # A recording and an implementation each carry the rounding of their own type.
 BOTH_SIDES = 2.0
-# A row is behind a flipped rounding where some run is this many times noisier than the typical row: rounding noise of one tensor varies
-# tenfold between rows, one step of fp8 is ten thousand times float32's noise.
+# A row is behind a flipped rounding where some run is this many times noisier than the typical row: rounding noise of
+# one tensor varies tenfold between rows, one step of fp8 is ten thousand times float32's noise.
 FLIP = 30.0
 # Nudged runs flip some of the undecided roundings; another program may flip others, or more of them.
 FLIP_MARGIN = 3.0
@@ -41,7 +43,12 @@ class Family:
     level: float = 0.0
 
     def tap(self, name: str) -> tuple[Tensor, Tensor, list[Tensor], list[Tensor]]:
-        return self.exact.taps[name], self.baseline.taps[name], [n.taps[name] for n in self.nulls], [n.taps[name] for n in self.nudged]
+        return (
+            self.exact.taps[name],
+            self.baseline.taps[name],
+            [n.taps[name] for n in self.nulls],
+            [n.taps[name] for n in self.nudged],
+        )
 
 
 class Replay:
@@ -93,14 +100,18 @@ class Replay:
             "compressed_kv": (f"{prefix}.attn.compressor", ""),
             "indexer.compressed": (f"{prefix}.attn.indexer.compressor", ""),
         }
-        points = {f"{prefix}.{tap}": point for tap, point in points.items() if f"{prefix}.{tap}" in self.recording.vectors}
+        points = {
+            f"{prefix}.{tap}": point for tap, point in points.items() if f"{prefix}.{tap}" in self.recording.vectors
+        }
         rotated = not self.recording.simulated
 
         def run(side) -> dict[str, Tensor]:
             with taps.recording(side.model, points) as record:
                 streams = side.model.layers[layer](side.array(given), side.integers(self.recording.ids))
             outputs = {name: calls[0] for name, calls in record.items()} | {f"{prefix}.streams": streams}
-            outputs = {name: side.tensor(value[0] if isinstance(value, tuple) else value) for name, value in outputs.items()}
+            outputs = {
+                name: side.tensor(value[0] if isinstance(value, tuple) else value) for name, value in outputs.items()
+            }
             index = f"{prefix}.indexer.compressed"
             if rotated and index in outputs:  # the official program rotates these keys even where it rounds nothing
                 outputs[index] = hadamard(outputs[index])
@@ -177,13 +188,18 @@ class Replay:
         for name, side in self.implementations.items():
             once = self.observe(name, side, self.oneshot, self.paths, self.picks, family)
             steps = oracle.observe(side, lambda side=side: self.incremental(side), self.paths, self.picks)
-            self.found[name].append(self.compare("logits.oneshot", "accumulated", family, "logits", once.taps["logits"]))
-            self.found[name].append(self.compare("logits.incremental", "accumulated", calls, "logits", steps.taps["logits"]))
+            self.found[name].append(
+                self.compare("logits.oneshot", "accumulated", family, "logits", once.taps["logits"])
+            )
+            self.found[name].append(
+                self.compare("logits.incremental", "accumulated", calls, "logits", steps.taps["logits"])
+            )
 
     def for_recorded_calls(self, family: Family) -> Family:
         """The family whose spread chooses freely where roundings can tip a choice.
 
-        The recorded decisions are those of the one-shot run; in the recorded calls the program may have chosen otherwise.
+        The recorded decisions are those of the one-shot run; in the recorded calls the program may have chosen
+        otherwise.
         """
         if self.recording.native:
             run = lambda: self.oneshot(self.base)  # noqa: E731
@@ -199,7 +215,17 @@ class Replay:
         """One tensor of an implementation against its recording."""
         recorded = self.recording.vectors[name].double()
         if got.shape != recorded.shape:
-            return GoldenTap(name, schedule, float("inf"), float("inf"), 0.0, 0.0, float("inf"), 0.0, note=f"has shape {tuple(got.shape)}")
+            return GoldenTap(
+                name,
+                schedule,
+                float("inf"),
+                float("inf"),
+                0.0,
+                0.0,
+                float("inf"),
+                0.0,
+                note=f"has shape {tuple(got.shape)}",
+            )
         if self.recording.native:
             judged = by_rms(family, tap, got.double(), recorded)
         else:
@@ -214,10 +240,15 @@ class Replay:
         recorded = self.recording.vectors[name].long()
         scores = family.exact.scores[path]
         if self.paths[path] == "table":
-            choices = [decisions.same(family.exact.picks[path], picks, scores.shape[-1]) for picks in (recorded, observed.free[path])]
+            choices = [
+                decisions.same(family.exact.picks[path], picks, scores.shape[-1])
+                for picks in (recorded, observed.free[path])
+            ]
         else:
             allowed, k = oracle.allowed_items(module, scores)
-            hidden = [run.scores[path].masked_fill(~allowed, 0) for run in (family.exact, family.baseline, *family.nulls)]
+            hidden = [
+                run.scores[path].masked_fill(~allowed, 0) for run in (family.exact, family.baseline, *family.nulls)
+            ]
             noise = measure(hidden[0], hidden[1], hidden[2:], hidden[1], self.recording.dtype).limit_max
             margin = torch.full(scores.shape[:2], noise, dtype=torch.float64)
             for run in family.nudged:
@@ -229,7 +260,16 @@ class Replay:
         worst = max(choice.worst_excess for choice in choices)
         note = f"{illegal} choices beyond their margin" if illegal else ""
         return GoldenTap(
-            name, "isolated", 0.0, 0.0, 0.0, 0.0, max(worst, 1.0 + 1e-9) if illegal else 0.0, 0.0, sum(c.ties for c in choices), note
+            name,
+            "isolated",
+            0.0,
+            0.0,
+            0.0,
+            0.0,
+            max(worst, 1.0 + 1e-9) if illegal else 0.0,
+            0.0,
+            sum(c.ties for c in choices),
+            note,
         )
 
     def result(self, name: str) -> GoldenResult:
@@ -245,17 +285,20 @@ class Replay:
             first = next(tap for tap in found if tap.ratio > 1)
             what = first.note or f"RMS error {first.error_rms:.2e} against a limit of {first.limit_rms:.2e}"
             sentence = (
-                f"{name} and the recording part in {red} of {len(found)} comparisons, first in '{first.name}' ({first.schedule}): "
+                f"{name} and the recording part in {red} of {len(found)} comparisons, first in "
+                f"'{first.name}' ({first.schedule}): "
                 f"{what}, {first.ratio:.3g} times what is allowed"
             )
-        return GoldenResult(self.recording.name, name, self.recording.dtype, verdict, sentence, worst.ratio, ties, found)
+        return GoldenResult(
+            self.recording.name, name, self.recording.dtype, verdict, sentence, worst.ratio, ties, found
+        )
 
 
 def by_token(family: Family, tap: str, got: Tensor, recorded: Tensor, causal: bool) -> GoldenTap:
     """Exact arithmetic: RMS and maximum against the null, but for rows behind an undecided rounding.
 
-    Those may differ by what its flip does. In a whole run (`causal`) a flip reaches every later token in ways that no few runs
-    enumerate: from the first one on, only the RMS over all of them is held to the spread of the nudged runs.
+    Those may differ by what its flip does. In a whole run (`causal`) a flip reaches every later token in ways that no
+    few runs enumerate: from the first one on, only the RMS over all of them is held to the spread of the nudged runs.
     """
     exact, baseline, nulls, nudged = family.tap(tap)
     exact, error = exact.double(), got - recorded
@@ -288,7 +331,8 @@ def _largest_by_row(x: Tensor) -> Tensor:
 
 
 def by_rms(family: Family, tap: str, got: Tensor, recorded: Tensor) -> GoldenTap:
-    """Production arithmetic: RMS errors against exact, the implementation's beside the recording's, and the recording's beside the null."""
+    """Production arithmetic: RMS errors against exact, the implementation's beside the recording's, and the
+    recording's beside the null."""
     exact, baseline, nulls, _ = family.tap(tap)
     exact = exact.double()
     measured = measure(exact, baseline, nulls, got, "bfloat16")
@@ -299,7 +343,10 @@ def by_rms(family: Family, tap: str, got: Tensor, recorded: Tensor) -> GoldenTap
     ratio = max(measured.error_rms / limit, recorded_error / recording_limit)
     note = ""
     if recorded_error > recording_limit:
-        note = f"the recording's RMS error against float64 is {recorded_error:.2e}, the reference's own at most {measured.null_rms:.2e}"
+        note = (
+            f"the recording's RMS error against float64 is {recorded_error:.2e}, the reference's own at "
+            f"most {measured.null_rms:.2e}"
+        )
     return GoldenTap("", "", measured.error_rms, measured.error_max, limit, 0.0, ratio, 0.0, note=note)
 
 
@@ -315,5 +362,7 @@ def golden(arguments: list[str], environment: dict, progress: Callable[[str], No
     if red:
         report.sentence = f"{red[0].case}: {red[0].sentence}."
     else:
-        report.sentence = f"Both implementations agree with {cases} recorded case{'s' if cases > 1 else ''} on every tap."
+        report.sentence = (
+            f"Both implementations agree with {cases} recorded case{'s' if cases > 1 else ''} on every tap."
+        )
     return report

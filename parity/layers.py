@@ -1,4 +1,5 @@
-"""The whole model layer by layer: isolated on the reference's input, which judges, and accumulated, which explains (method, section 4)."""
+"""The whole model layer by layer: isolated on the reference's input, which judges, and accumulated, which explains
+(method, section 4)."""
 
 from __future__ import annotations
 
@@ -12,7 +13,8 @@ from .strategies.configs import FIXED
 from .strategies.weights import DTYPES
 from .tolerance import rms
 
-# Long enough for the window to slide, for several rows more than index_topk, and for two rows at ratio 128 over the two models.
+# Long enough for the window to slide, for several rows more than index_topk, and for two rows at ratio 128 over the
+# two models.
 TOKENS = 140
 SIZES = FIXED | {
     "vocab_size": 64,
@@ -28,7 +30,13 @@ SIZES = FIXED | {
     "sliding_window": 16,
     "rope_theta": 10000.0,
     "compress_rope_theta": 160000.0,
-    "rope_scaling": {"type": "yarn", "factor": 16, "original_max_position_embeddings": 64, "beta_fast": 32, "beta_slow": 1},
+    "rope_scaling": {
+        "type": "yarn",
+        "factor": 16,
+        "original_max_position_embeddings": 64,
+        "beta_fast": 32,
+        "beta_slow": 1,
+    },
     "index_n_heads": 16,
     "index_head_dim": 16,
     "index_topk": 8,
@@ -54,10 +62,15 @@ def judge_layers(name: str, dtype: str, seed: int) -> list[LayerResult]:
     case = Case(config=config, seed=seed, chunks=(TOKENS,))
     tensors = checkpoint_tensors(config, seed, dtype)
     paths = oracle.decision_paths(config)
-    mlx, base, exact = (side(config, case.options, tensors, kind) for side, kind in ((MLXSide, dtype), (TorchSide, dtype), (TorchSide, "float64")))
+    mlx, base, exact = (
+        side(config, case.options, tensors, kind)
+        for side, kind in ((MLXSide, dtype), (TorchSide, dtype), (TorchSide, "float64"))
+    )
     free = oracle.observe(mlx, lambda: streams(mlx, case), paths)
     replay = oracle.replayable(free, paths)
-    free_base, free_exact = (oracle.observe(side, lambda side=side: streams(side, case), paths, replay) for side in (base, exact))
+    free_base, free_exact = (
+        oracle.observe(side, lambda side=side: streams(side, case), paths, replay) for side in (base, exact)
+    )
     rows = []
     for layer, ratio in enumerate(ratios):
         before = f"layers.{layer - 1}" if layer else "embedded"

@@ -1,7 +1,9 @@
-"""Running one example on both sides: the candidate first, then the reference exactly, in the run's type, and with other rounding.
+"""Running one example on both sides: the candidate first, then the reference exactly, in the run's type, and with
+other rounding.
 
-Every run records its taps, the scores before each decision, and the decision. The reference replays the candidate's decisions, so that
-one tie does not spoil what comes after it; whether the decisions were legal is judged from the exact scores (method, section 3).
+Every run records its taps, the scores before each decision, and the decision. The reference replays the candidate's
+decisions, so that one tie does not spoil what comes after it; whether the decisions were legal is judged from the
+exact scores (method, section 3).
 """
 
 from __future__ import annotations
@@ -20,7 +22,8 @@ from .rounding import OtherRounding
 from .sides import TorchSide
 from .tolerance import EXACT, Measurement, measure
 
-# Members of the null: (sequential,). Sequential sums are the worst order in float32; in bfloat16 the order hardly matters.
+# Members of the null: (sequential,). Sequential sums are the worst order in float32; in bfloat16 the order hardly
+# matters.
 NULLS = {"float32": (True, False, False), "bfloat16": (False, False), "float64": (True, False)}
 
 
@@ -60,7 +63,10 @@ class Judged:
         for name, choice in self.choices.items():
             if choice.illegal and not (wrong and name + ".scores" in wrong):
                 reason = choice.note or f"the worst lies {choice.worst_excess:.3g} noise margins beyond the cut"
-                return f"'{name}' chose otherwise than its exact scores allow for {choice.illegal} of {choice.tokens} tokens ({reason})"
+                return (
+                    f"'{name}' chose otherwise than its exact scores allow for {choice.illegal} of "
+                    f"{choice.tokens} tokens ({reason})"
+                )
         name = max(self.taps, key=lambda key: self.taps[key].ratio)
         m = self.taps[name]
         if m.error_rms * max(m.limit_max, 1e-300) >= m.error_max * max(m.limit_rms, 1e-300):
@@ -81,7 +87,9 @@ def decision_paths(config: dict) -> dict[str, str]:
     return paths
 
 
-def observe(side, run: Callable[[], dict[str, Tensor]], paths: dict[str, str], replay: dict[str, Tensor] | None = None) -> Observation:
+def observe(
+    side, run: Callable[[], dict[str, Tensor]], paths: dict[str, str], replay: dict[str, Tensor] | None = None
+) -> Observation:
     """Call `run`, recording scores and picks of every deciding module, with the picks in `replay` forced."""
     points = {}
     for path in paths:
@@ -112,7 +120,9 @@ def _joined(parts: list[Tensor], fill: float) -> Tensor:
     return torch.cat([F.pad(part, (0, width - part.shape[-1]), value=fill) for part in parts], dim=1)
 
 
-def null_runs(side: TorchSide, run: Callable[[], dict[str, Tensor]], paths, replay, dtype: str, seed: int) -> list[Observation]:
+def null_runs(
+    side: TorchSide, run: Callable[[], dict[str, Tensor]], paths, replay, dtype: str, seed: int
+) -> list[Observation]:
     """The baseline again with other rounding, as many times as the type asks for."""
     runs = []
     for index, sequential in enumerate(NULLS[dtype]):
@@ -121,8 +131,11 @@ def null_runs(side: TorchSide, run: Callable[[], dict[str, Tensor]], paths, repl
     return runs
 
 
-def judge(exact: Observation, baseline: Observation, nulls: list[Observation], candidate: Observation, model, dtype: str) -> Judged:
-    """Measure every tap and every decision of the candidate. `model` is the exact side's, or None where nothing decides."""
+def judge(
+    exact: Observation, baseline: Observation, nulls: list[Observation], candidate: Observation, model, dtype: str
+) -> Judged:
+    """Measure every tap and every decision of the candidate. `model` is the exact side's, or None where nothing
+    decides."""
     judged = Judged()
     for name, reference in exact.taps.items():
         got = candidate.taps.get(name)
@@ -152,7 +165,8 @@ def judge(exact: Observation, baseline: Observation, nulls: list[Observation], c
 
 
 def allowed_items(module, scores: Tensor) -> tuple[Tensor, int]:
-    """Which items each token may choose from, and how many it takes: all experts, or the rows visible at its position."""
+    """Which items each token may choose from, and how many it takes: all experts, or the rows visible at its
+    position."""
     if hasattr(module, "topk"):
         visible = (torch.arange(scores.shape[1]) + 1) // module.ratio
         return (torch.arange(scores.shape[-1]) < visible[:, None]).expand_as(scores), module.topk
@@ -168,7 +182,9 @@ def judge_exact(reference: Observation, candidate: Observation) -> Judged:
             judged.broken[name] = "was not produced in the reference's shape"
             continue
         measured = measure(expected.double(), expected, [], got, "float64")
-        judged.taps[name] = dataclasses.replace(measured, limit_rms=0.0, limit_max=0.0, floor_rms=0.0, floor_max=0.0, rule=EXACT)
+        judged.taps[name] = dataclasses.replace(
+            measured, limit_rms=0.0, limit_max=0.0, floor_rms=0.0, floor_max=0.0, rule=EXACT
+        )
     return judged
 
 
@@ -179,7 +195,8 @@ def _measure_scores(path: str, allowed: Tensor, exact, baseline, nulls, candidat
 
 
 def replayable(observation: Observation, paths: dict[str, str]) -> dict[str, Tensor]:
-    """The candidate's picks, where the reference can follow them: ids in range, and not from a table, which leaves no choice."""
+    """The candidate's picks, where the reference can follow them: ids in range, and not from a table, which leaves no
+    choice."""
     usable = {}
     for path, picks in observation.picks.items():
         if paths[path] == "table":

@@ -1,4 +1,5 @@
-"""A recorded case on disk: config, weights, what went in and what came out (format: the README beside the recordings)."""
+"""A recorded case on disk: config, weights, what went in and what came out (format: the README beside the
+recordings)."""
 
 from __future__ import annotations
 
@@ -10,7 +11,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from reference_torch import CheckpointError, Config, ConfigError, Options
+from reference_torch import CheckpointError, Config, ConfigError, Options, build
 from reference_torch.safetensors_folder import read_file, read_folder
 
 from .errors import BadInput
@@ -24,7 +25,8 @@ PROSE = (".md", ".txt", ".rst")
 
 @dataclass(frozen=True)
 class Recording:
-    """One case. `native` means recorded in bfloat16 with every rounding on: judged by replay and RMS, not tensor by tensor."""
+    """One case. `native` means recorded in bfloat16 with every rounding on: judged by replay and RMS, not tensor by
+    tensor."""
 
     name: str
     raw: dict
@@ -59,33 +61,41 @@ class Recording:
 
 
 def find(arguments: list[str]) -> list[Path]:
-    """The case folders that the arguments name: a case, a folder of cases, or prose beside them, which is passed over."""
+    """The case folders that the arguments name: a case, a folder of cases, or prose beside them, which is passed
+    over."""
     folders = []
     for argument in map(Path, arguments):
         if argument.is_dir():
             inner = sorted(path.parent for path in argument.glob("*/case.json"))
             folders += inner if inner and not (argument / "case.json").exists() else [argument]
         elif not (argument.is_file() and argument.suffix in PROSE):
-            raise BadInput(f"{argument} is not a folder; give the folders of recorded cases, such as fixtures/golden/flash_exact.")
+            raise BadInput(
+                f"{argument} is not a folder; give the folders of recorded cases, such as fixtures/golden/flash_exact."
+            )
     if not folders:
-        raise BadInput("no recorded case was given; give at least one folder with case.json, config.json and the two safetensors files.")
+        raise BadInput(
+            "no recorded case was given; give at least one folder with case.json, config.json and the "
+            "two safetensors files."
+        )
     return folders
 
 
 def load(folder: Path) -> Recording:
-    """Read and check one case. Raises BadInput with one sentence."""
+    """Read and check one case: config, weights against the config, vectors. Raises BadInput with one sentence."""
+    meta = _case(folder)
+    options = Options(**meta["options"])
     try:
-        meta = _case(folder)
-        raw = json.loads((folder / "config.json").read_text(encoding="utf-8")) if (folder / "config.json").is_file() else None
         config = Config.load(folder / "config.json")
         tensors = read_folder(folder)
+        build(config, tensors, torch.float32, options)
         vectors = read_file(folder / "vectors.safetensors")
-    except (ConfigError, CheckpointError) as error:
+    except ConfigError as error:
         raise BadInput(str(error)) from error
-    options = Options(**meta["options"])
+    except CheckpointError as error:
+        raise BadInput(f"{folder}: {error}" if str(folder) not in str(error) else str(error)) from error
     recording = Recording(
         name=folder.resolve().name,
-        raw=raw,
+        raw=json.loads((folder / "config.json").read_text(encoding="utf-8")),
         config=config,
         options=options,
         tensors=tensors,
@@ -109,9 +119,14 @@ def _case(folder: Path) -> dict:
     if not isinstance(options, dict) or set(options) != {"shared_expert_clamp", "quantization_simulation"}:
         raise BadInput(f"{path} needs 'options' with exactly shared_expert_clamp and quantization_simulation.")
     if not isinstance(options["shared_expert_clamp"], bool):
-        raise BadInput(f"{path} has options.shared_expert_clamp = {options['shared_expert_clamp']!r}; it must be true or false.")
+        raise BadInput(
+            f"{path} has options.shared_expert_clamp = {options['shared_expert_clamp']!r}; it must be true or false."
+        )
     if options["quantization_simulation"] not in ("none", "published"):
-        raise BadInput(f"{path} has options.quantization_simulation = {options['quantization_simulation']!r}; it must be none or published.")
+        raise BadInput(
+            f"{path} has options.quantization_simulation = {options['quantization_simulation']!r}; it "
+            "must be none or published."
+        )
     incremental = meta.get("incremental")
     prefill = incremental.get("prefill") if isinstance(incremental, dict) else None
     if isinstance(prefill, bool) or not isinstance(prefill, int) or prefill < 1:
@@ -120,18 +135,25 @@ def _case(folder: Path) -> dict:
 
 
 def _check_vectors(path: Path, recording: Recording) -> None:
-    """Names that are known, shapes that fit the config, finite values: a tap that cannot be compared must not pass unseen."""
+    """Names that are known, shapes that fit the config, finite values: a tap that cannot be compared must not pass
+    unseen."""
     config, vectors = recording.config, recording.vectors
     for name in ("input_ids", "logits.oneshot", "logits.incremental"):
         if name not in vectors:
             raise BadInput(f"{path} lacks '{name}', which every recorded case needs.")
     ids = vectors["input_ids"]
     if ids.ndim != 2 or ids.numel() == 0 or ids.dtype.is_floating_point:
-        raise BadInput(f"{path}: 'input_ids' has shape {tuple(ids.shape)} and type {ids.dtype}; integers [batch, tokens] are needed.")
+        raise BadInput(
+            f"{path}: 'input_ids' has shape {tuple(ids.shape)} and type {ids.dtype}; integers [batch, "
+            "tokens] are needed."
+        )
     if int(ids.min()) < 0 or int(ids.max()) >= config.vocab_size:
         raise BadInput(f"{path}: 'input_ids' holds an id outside 0 .. {config.vocab_size - 1}.")
     if recording.prefill > ids.shape[1]:
-        raise BadInput(f"{path} has {ids.shape[1]} tokens, fewer than the {recording.prefill} that case.json puts into the first call.")
+        raise BadInput(
+            f"{path} has {ids.shape[1]} tokens, fewer than the {recording.prefill} that case.json puts "
+            "into the first call."
+        )
     for name, tensor in vectors.items():
         expected = _shape(name, recording)
         if expected is None:
@@ -176,7 +198,7 @@ def _shape(name: str, recording: Recording) -> tuple[int, ...] | None:
     if not match or int(match[1]) >= config.num_hidden_layers:
         return None
     ratio, tap = config.ratio(int(match[1])), match[2]
-    if tap.startswith("indexer") and ratio != 4 or tap == "compressed_kv" and not ratio:
+    if (tap.startswith("indexer") and ratio != 4) or (tap == "compressed_kv" and not ratio):
         return None
     rows = tokens // ratio if ratio else 0
     return {

@@ -47,7 +47,8 @@ def overall(verdicts: list[Verdict]) -> Verdict:
 class Tap:
     """One tensor over all examples: its largest error, the limit and the null beside it, and the ratios that decide.
 
-    Errors are those of the worst example. `contraction` is the longest sum behind the tensor's last axis, where that is known.
+    Errors are those of the worst example. `contraction` is the longest sum behind the tensor's last axis, where that
+    is known.
     """
 
     name: str

@@ -1,10 +1,10 @@
 """The same maths with other rounding: what two correct programs may differ by (the null of the method, section 2).
 
-`OtherRounding` is a torch function mode. Inside it, every contraction (matrix products, einsum, sums, means, softmax) runs with its
-axis permuted and added up piece by piece instead of in the library's own blocks, and every transcendental function in float32 or
-float64 returns a neighbouring value at random, because no two maths libraries round those alike. Functions built on exp also read a
-neighbouring argument: many libraries compute 2^(x log2 e), and rounding that product costs a relative error of |x| half ulps
-(measured: 3.8e-6 for MLX at x = -87, 6e-8 for PyTorch).
+`OtherRounding` is a torch function mode. Inside it, every contraction (matrix products, einsum, sums, means, softmax)
+runs with its axis permuted and added up piece by piece instead of in the library's own blocks, and every
+transcendental function in float32 or float64 returns a neighbouring value at random, because no two maths libraries
+round those alike. Functions built on exp also read a neighbouring argument: many libraries compute 2^(x log2 e), and
+rounding that product costs a relative error of |x| half ulps (measured: 3.8e-6 for MLX at x = -87, 6e-8 for PyTorch).
 """
 
 from __future__ import annotations
@@ -13,14 +13,16 @@ import torch
 from torch import Tensor
 from torch.overrides import TorchFunctionMode
 
-# exp, cos and the like are specified to within an ulp or two by every maths library in use; one ulp each way is the mild end.
+# exp, cos and the like are specified to within an ulp or two by every maths library in use; one ulp each way is the
+# mild end.
 TRANSCENDENTAL = frozenset("exp sigmoid rsqrt sqrt softplus silu cos sin pow".split())
 BUILT_ON_EXP = frozenset("exp sigmoid softplus silu".split())
 MOST_PIECES = 32  # beyond 32 partial sums, the spread no longer grows by as much as the run costs
 
 
 class OtherRounding(TorchFunctionMode):
-    """One member of the null: `seed` draws the permutations, `sequential` adds one term at a time instead of a random number."""
+    """One member of the null: `seed` draws the permutations, `sequential` adds one term at a time instead of a random
+    number."""
 
     def __init__(self, seed: int, sequential: bool):
         super().__init__()
@@ -49,7 +51,8 @@ class OtherRounding(TorchFunctionMode):
         return result
 
     def _contract(self, length: int, part):
-        """Sum of part(indices) over a random partition of range(length) into random pieces, added one after the other."""
+        """Sum of part(indices) over a random partition of range(length) into random pieces, added one after the
+        other."""
         order = torch.randperm(length, generator=self.random)
         most = min(length, MOST_PIECES)
         pieces = most if self.sequential else int(torch.randint(1, most + 1, (), generator=self.random)) if most else 1

@@ -54,7 +54,9 @@ def run(
     return _concluded(report)
 
 
-def _judge(pair: Pair, dtype: str, profile: Profile, seed: int, earlier: list[PairResult], case: Case | None) -> PairResult:
+def _judge(
+    pair: Pair, dtype: str, profile: Profile, seed: int, earlier: list[PairResult], case: Case | None
+) -> PairResult:
     """One row. Below a red part only the verdict is of interest: the example is not shrunk, and the part is named."""
     if case is not None:
         return replay(pair, dtype, case)
@@ -79,30 +81,39 @@ def _concluded(report: Report) -> Report:
         failure = inconsistent[0].failure
         report.verdict = Verdict.INCONCLUSIVE
         report.sentence = (
-            f"The reference disagrees with itself between one shot and {failure.schedule} ({failure.sentence}), so nothing else was judged."
+            f"The reference disagrees with itself between one shot and {failure.schedule} "
+            f"({failure.sentence}), so nothing else was judged."
         )
         return report
     verdicts = [result.verdict for result in (*report.pairs, *report.layers)]
     report.verdict = overall(verdicts)
     roots = [result for result in report.pairs if result.verdict is report.verdict and not result.because]
     if report.verdict is Verdict.PARITY:
-        report.sentence = f"dsv4_mlx computes what the reference computes: {len(report.pairs)} of {len(report.pairs)} rows agree."
+        report.sentence = (
+            f"dsv4_mlx computes what the reference computes: {len(report.pairs)} of {len(report.pairs)} rows agree."
+        )
     elif roots:
-        report.finding = _finding(roots[0])
+        report.finding = _finding(roots[0], {result.name for result in report.pairs})
         report.sentence = f"{report.finding.pair} is where dsv4_mlx deviates first: {report.finding.sentence}."
     elif report.verdict is Verdict.COVERAGE_GAP:
         report.sentence = "Nothing was compared; name at least one pair in a type that it supports."
     else:
         bad = next(result for result in report.layers if result.verdict is not Verdict.PARITY)
         report.sentence = (
-            f"Every pair agrees, but layer {bad.layer} of the {bad.model} model in {bad.dtype} does not: what joins its parts is wrong."
+            f"Every pair agrees, but layer {bad.layer} of the {bad.model} model in {bad.dtype} does "
+            "not: what joins its parts is wrong."
         )
     return report
 
 
-def _finding(result: PairResult) -> Finding:
-    known = registry()[result.name].contains
-    glue = f" (its parts {', '.join(known)} all agree, so what joins them is wrong)" if known else ""
+def _finding(result: PairResult, judged: set[str]) -> Finding:
+    """The first deviation, and what follows from its parts: where all of them were judged and agree, their glue is wrong."""
+    parts = registry()[result.name].contains
+    glue = (
+        f" (its parts {', '.join(parts)} all agree, so what joins them is wrong)"
+        if parts and judged >= {*parts}
+        else ""
+    )
     failure = result.failure
     where = f"{failure.sentence}, on {failure.schedule}" if failure else "no tensor was compared"
     return Finding(result.name, result.dtype, where + glue, failure.reproduce if failure else "")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import shlex
 import time
@@ -58,10 +59,8 @@ class Search:
         def example(case):
             self.example(case)
 
-        try:
+        with contextlib.suppress(Deviation, Enough):
             example()
-        except (Deviation, Enough):
-            pass
         return self.result(shrink)
 
     def example(self, case: Case) -> None:
@@ -97,7 +96,9 @@ class Search:
         failure, verdict = None, Verdict.PARITY
         if self.failure:
             case, sentence, verdict = self.failure
-            failure = Failure(sentence, dataclasses.asdict(case), schedules.describe(case), self.reproduce(case), shrunk)
+            failure = Failure(
+                sentence, dataclasses.asdict(case), schedules.describe(case), self.reproduce(case), shrunk
+            )
             ratio = max(ratio, 1.0)
         elif not taps:
             verdict = Verdict.COVERAGE_GAP
@@ -105,7 +106,8 @@ class Search:
             verdict = Verdict.DIVERGES
             worst = max(taps, key=lambda tap: tap.pooled_ratio)
             sentence = (
-                f"'{worst.name}' stays within the limit of every single example, but pooled over {worst.examples} examples its RMS error "
+                f"'{worst.name}' stays within the limit of every single example, but pooled over "
+                f"{worst.examples} examples its RMS error "
                 f"is {worst.pooled_ratio:.3g} times what the null allows"
             )
             failure = Failure(sentence, None, f"all {worst.examples} examples", self.reproduce(None))
@@ -156,8 +158,6 @@ def summary(name: str, measurements: list[Measurement]) -> Tap:
 def replay(pair: Pair, dtype: str, case: Case) -> PairResult:
     """Judge one printed case again."""
     search = Search(pair, dtype, Profile("case", 1, case.tokens), case.seed)
-    try:
+    with contextlib.suppress(Deviation):
         search.example(case)
-    except Deviation:
-        pass
     return search.result(shrunk=False)

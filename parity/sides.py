@@ -66,7 +66,9 @@ class TorchSide:
         return torch.arange(start, stop)
 
     def frequencies(self, ratio: int) -> Tensor:
-        return reference_torch.rope.inverse_frequencies(self.config, ratio, torch.promote_types(self.dtype, torch.float32))
+        return reference_torch.rope.inverse_frequencies(
+            self.config, ratio, torch.promote_types(self.dtype, torch.float32)
+        )
 
     def compressor_state(self, ratio: int):
         return reference_torch.compressor.CompressorState()

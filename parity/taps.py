@@ -26,7 +26,8 @@ def exists(root, path: str) -> bool:
 
 @contextmanager
 def wrapped(module, method: str, wrapper: Callable) -> Iterator[None]:
-    """Replace `module.method` on this one instance by wrapper(original) for the time of the block; "" is the call itself."""
+    """Replace `module.method` on this one instance by wrapper(original) for the time of the block; "" is the call
+    itself."""
     if method:
         original = getattr(module, method)
         nested = method in vars(module)
@@ -75,8 +76,8 @@ def recording(root, points: dict[str, tuple[str, str]]) -> Iterator[dict[str, li
 def forcing(module, choices) -> Iterator[list]:
     """Make `module.select` return `choices` [B, S, k], each call as many tokens as its first argument [B, S, ...] has.
 
-    Yields the list of what the module would have chosen itself, one entry a call. A call that has fewer items to choose from takes
-    the first columns, so ids of -1 (none) must come last in a row.
+    Yields the list of what the module would have chosen itself, one entry a call. A call that has fewer items to
+    choose from takes the first columns, so ids of -1 (none) must come last in a row.
     """
     position, free = 0, []
 

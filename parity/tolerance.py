@@ -1,7 +1,9 @@
-"""The rule that turns errors into a verdict: error against exact, relative to what the same maths does in the same type.
+"""The rule that turns errors into a verdict: error against exact, relative to what the same maths does in the same
+type.
 
-Three tensors (method, section 2): *exact* is the reference in float64, *baseline* the reference in the run's type, *candidate* what is
-judged. The limit comes from the *null*: the baseline and the same maths with other rounding. Nothing here is typed per tap.
+Three tensors (method, section 2): *exact* is the reference in float64, *baseline* the reference in the run's type,
+*candidate* what is judged. The limit comes from the *null*: the baseline and the same maths with other rounding.
+Nothing here is typed per tap.
 """
 
 from __future__ import annotations
@@ -30,26 +32,29 @@ RULES = {
         rms=2.0,
         maximum=3.0,
         pooled=1.5,
-        reason="the order of summation alone moves float32 errors; the null holds sequential and blocked orders, the factor covers "
-        "fused operations and other maths libraries",
+        reason="the order of summation alone moves float32 errors; the null holds sequential and blocked orders, "
+        "the factor covers fused operations and other maths libraries",
     ),
     "bfloat16": Rule(
         rms=1.5,
         maximum=2.5,
         pooled=1.2,
-        reason="output rounding dominates in bfloat16, so two correct programs have a ratio near 1; one example is a small sample, "
-        "all of them together are sharp",
+        reason="output rounding dominates in bfloat16, so two correct programs have a ratio near 1; one example is "
+        "a small sample, all of them together are sharp",
     ),
     "float64": Rule(
-        rms=4.0, maximum=8.0, pooled=4.0, reason="the reference against itself; the null is a float64 run with other rounding"
+        rms=4.0,
+        maximum=8.0,
+        pooled=4.0,
+        reason="the reference against itself; the null is a float64 run with other rounding",
     ),
 }
 
 EXACT = Rule(rms=0.0, maximum=0.0, pooled=0.0, reason="decoding and rounding are defined bit by bit")
 
-# The errors of one token's channels are not independent (one rounding early on reaches all of them), so the sample size of an RMS is
-# its number of rows. The RMS of `rows` values scatters by 1/sqrt(2 rows); candidate and null both scatter, and four deviations of that
-# are 4/sqrt(rows).
+# The errors of one token's channels are not independent (one rounding early on reaches all of them), so the sample
+# size of an RMS is its number of rows. The RMS of `rows` values scatters by 1/sqrt(2 rows); candidate and null both
+# scatter, and four deviations of that are 4/sqrt(rows).
 SCATTER = 4.0
 
 
@@ -79,8 +84,8 @@ class Measurement:
 def rule_for(null_rms: float, scale: float, dtype: str) -> Rule:
     """The rule of the type whose rounding the null shows.
 
-    In a bfloat16 run some tensors stay wide (mixing coefficients, router scores); where the null is far below bfloat16's rounding
-    of 2^-9, summation order dominates as in float32, and float32's rule holds.
+    In a bfloat16 run some tensors stay wide (mixing coefficients, router scores); where the null is far below
+    bfloat16's rounding of 2^-9, summation order dominates as in float32, and float32's rule holds.
     """
     if dtype == "bfloat16" and null_rms < scale * 2.0**-16:
         return RULES["float32"]
@@ -97,8 +102,8 @@ def spacing(dtype: torch.dtype, value: float) -> float:
 def measure(exact: Tensor, baseline: Tensor, nulls: list[Tensor], candidate: Tensor, dtype: str) -> Measurement:
     """Judge one tensor. `baseline` keeps its own type, which sets the floor; all have exact's shape.
 
-    The floor is one rounding to the output's type: spacing/sqrt(12) for the RMS of 64 elements and more, a whole spacing for
-    fewer and for the maximum. An error below it cannot be told from a correct rounding.
+    The floor is one rounding to the output's type: spacing/sqrt(12) for the RMS of 64 elements and more, a whole
+    spacing for fewer and for the maximum. An error below it cannot be told from a correct rounding.
     """
     exact = exact.double()
     scale, highest = rms(exact), peak(exact)
@@ -128,7 +133,8 @@ def measure(exact: Tensor, baseline: Tensor, nulls: list[Tensor], candidate: Ten
 
 
 def pooled_ratio(measurements: list[Measurement]) -> float:
-    """RMS over all examples of error / null, over the pooled factor; each example counts by its rows, against its own null."""
+    """RMS over all examples of error / null, over the pooled factor; each example counts by its rows, against its own
+    null."""
     rows = sum(m.rows for m in measurements)
     if rows < SMALL:
         return 0.0

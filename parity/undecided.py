@@ -1,8 +1,9 @@
 """Roundings that no correct program can be held to: values within the noise of a rounding midpoint (method, section 9).
 
-Where quantisation is simulated, such a value lands on either side in two correct programs, and the difference is then a whole step. The
-sites are the calls of the reference's own rounding functions. Nudged runs move what they read by the measured noise, in random
-directions: what changes by more than the noise did, was undecided, and by how much it changes is what it may differ by.
+Where quantisation is simulated, such a value lands on either side in two correct programs, and the difference is then
+a whole step. The sites are the calls of the reference's own rounding functions. Nudged runs move what they read by
+the measured noise, in random directions: what changes by more than the noise did, was undecided, and by how much it
+changes is what it may differ by.
 """
 
 from __future__ import annotations
@@ -16,9 +17,11 @@ from torch import Tensor
 
 from reference_torch import quantization
 
-# The noise of another program is another draw from the spread that the baseline's comes from; four times its size covers both tails.
+# The noise of another program is another draw from the spread that the baseline's comes from; four times its size
+# covers both tails.
 NOISE_MARGIN = 4.0
-# Runs come in pairs that move every value in opposite directions, so that each undecided value falls over in one of the two.
+# Runs come in pairs that move every value in opposite directions, so that each undecided value falls over in one of
+# the two.
 NUDGED_PAIRS = 3
 
 
@@ -66,15 +69,18 @@ def noise_level(exact: list[Tensor], baseline: list[Tensor]) -> float:
 
 
 def nudged_runs(run: Callable[[], object], level: float, seed: int) -> list[object]:
-    """`run` with every rounding call reading values moved by the noise: NUDGED_PAIRS pairs of runs in opposite directions."""
+    """`run` with every rounding call reading values moved by the noise: NUDGED_PAIRS pairs of runs in opposite
+    directions."""
     size = lambda x: x.square().mean(-1, keepdim=True).sqrt() * (level * NOISE_MARGIN)  # noqa: E731
     return [_nudged(run, size, seed * NUDGED_PAIRS + pair, way)[1] for pair in range(NUDGED_PAIRS) for way in (1, -1)]
 
 
 def cascading_runs(run: Callable[[], object], exact: list[Tensor], level: float, seed: int) -> list[object]:
-    """`nudged_runs`, and as many runs again in which each row moves by as much as flips upstream moved it in the first ones.
+    """`nudged_runs`, and as many runs again in which each row moves by as much as flips upstream moved it in the
+    first ones.
 
-    Where roundings follow each other, one flip shifts what the next one reads by far more than noise, in a direction of its own.
+    Where roundings follow each other, one flip shifts what the next one reads by far more than noise, in a direction
+    of its own.
     """
     size = lambda x: x.square().mean(-1, keepdim=True).sqrt() * (level * NOISE_MARGIN)  # noqa: E731
     pairs = [(pair, way) for pair in range(NUDGED_PAIRS) for way in (1, -1)]
@@ -90,7 +96,9 @@ def cascading_runs(run: Callable[[], object], exact: list[Tensor], level: float,
     return [result for _, result in first + again]
 
 
-def _nudged(run: Callable[[], object], size: Callable[[Tensor], Tensor], seed: int, way: int) -> tuple[list[Tensor], object]:
+def _nudged(
+    run: Callable[[], object], size: Callable[[Tensor], Tensor], seed: int, way: int
+) -> tuple[list[Tensor], object]:
     """One run with what each rounding call reads moved by size(x) up or down; also what the calls were given."""
     random = torch.Generator().manual_seed(seed)
     seen: list[Tensor] = []

@@ -5,4 +5,4 @@ from .config import Config, ConfigError, Options
 from .model import Model, MTPState, State
 from .safetensors_folder import CheckpointError
 
-__all__ = ["CheckpointError", "Config", "ConfigError", "Model", "MTPState", "Options", "State", "build", "load"]
+__all__ = ["CheckpointError", "Config", "ConfigError", "MTPState", "Model", "Options", "State", "build", "load"]

@@ -97,7 +97,8 @@ class Attention(nn.Module):
         return torch.cat((mask.expand(len(seen), -1, -1), seen), dim=-1)
 
     def output(self, o: Tensor, positions: Tensor) -> Tensor:
-        """o [B, S, H, d]: turn back at the query's position, project each group of heads, then all (spec 6.6). -> [B, S, D]."""
+        """o [B, S, H, d]: turn back at the query's position, project each group of heads, then all (spec 6.6). -> [B,
+        S, D]."""
         o = rope.rotate(o, positions, self.frequencies(o), inverse=True)
         groups = self.config.o_groups
         o = o.flatten(-2).unflatten(-1, (groups, -1))

@@ -25,8 +25,8 @@ def load(folder: str | Path, dtype: torch.dtype = torch.float32, options: Option
 def build(config: Config, tensors: dict[str, Tensor], dtype: torch.dtype, options: Options | None = None) -> Model:
     """A model that computes in `dtype` from raw-named tensors, float or packed. Raises CheckpointError.
 
-    Every tensor must be used, every parameter filled. Matrices take `dtype`; norms, hyper-connections, sinks, ape, router
-    biases, compressor projections and the output head stay wide, as published (spec 2).
+    Every tensor must be used, every parameter filled. Matrices take `dtype`; norms, hyper-connections, sinks, ape,
+    router biases, compressor projections and the output head stay wide, as published (spec 2).
     """
     model = Model(config, options)
     modules = dict(model.named_modules())
@@ -35,8 +35,10 @@ def build(config: Config, tensors: dict[str, Tensor], dtype: torch.dtype, option
     filled = set()
     for name, tensor, stored in decoded(tensors):
         target = HC_NAME.sub(r"\1\2.\3", name)
-        if target not in parameters:
-            raise CheckpointError(f"tensor '{name}' belongs to no part of this model; does the config fit the checkpoint?")
+        if target not in parameters or raw_name(target) != name:
+            raise CheckpointError(
+                f"tensor '{name}' belongs to no part of this model; does the config fit the checkpoint?"
+            )
         shape = tuple(parameters[target].shape)
         if tuple(tensor.shape) != shape:
             raise CheckpointError(f"tensor '{name}' has shape {tuple(tensor.shape)}; the config asks for {shape}.")
@@ -54,7 +56,9 @@ def build(config: Config, tensors: dict[str, Tensor], dtype: torch.dtype, option
         filled.add(target)
     for target in parameters:
         if target not in filled:
-            raise CheckpointError(f"tensor '{raw_name(target)}' is missing; the config asks for shape {tuple(parameters[target].shape)}.")
+            raise CheckpointError(
+                f"tensor '{raw_name(target)}' is missing; the config asks for shape {tuple(parameters[target].shape)}."
+            )
     return model
 
 
@@ -65,7 +69,9 @@ def decoded(tensors: dict[str, Tensor]):
         scale = tensors.get(f"{owner}.scale") if name.endswith(".weight") else None
         if name.endswith(".scale") and f"{name.removesuffix('.scale')}.weight" in tensors:
             if tensors[f"{name.removesuffix('.scale')}.weight"].dtype not in (torch.float8_e4m3fn, torch.int8):
-                raise CheckpointError(f"tensor '{name}' is a scale, but its weight is not packed; remove it or pack the weight.")
+                raise CheckpointError(
+                    f"tensor '{name}' is a scale, but its weight is not packed; remove it or pack the weight."
+                )
             continue
         if tensor.dtype not in (torch.float8_e4m3fn, torch.int8):
             yield name, tensor, "float"
@@ -73,13 +79,20 @@ def decoded(tensors: dict[str, Tensor]):
         stored = "fp8" if tensor.dtype == torch.float8_e4m3fn else "fp4"
         if scale is None:
             raise CheckpointError(f"tensor '{name}' is packed as {stored} and its scale '{owner}.scale' is missing.")
+        if tensor.ndim != 2:
+            raise CheckpointError(f"tensor '{name}' is packed as {stored} and has shape {tuple(tensor.shape)}; it must be a matrix.")
         rows, columns = tensor.shape
         expected = (-(-rows // 128), -(-columns // 128)) if stored == "fp8" else (rows, -(-columns // 16))
         if tuple(scale.shape) != expected:
-            raise CheckpointError(f"tensor '{owner}.scale' has shape {tuple(scale.shape)}; {stored} weights of shape {(rows, columns)} need {expected}.")
+            raise CheckpointError(
+                f"tensor '{owner}.scale' has shape {tuple(scale.shape)}; {stored} weights of shape "
+                f"{(rows, columns)} need {expected}."
+            )
         values = decode_fp8(tensor, scale) if stored == "fp8" else decode_fp4(tensor, scale)
         if not torch.isfinite(values).all():
-            raise CheckpointError(f"tensor '{name}' decodes to values that are not finite; its scale or data is damaged.")
+            raise CheckpointError(
+                f"tensor '{name}' decodes to values that are not finite; its scale or data is damaged."
+            )
         yield name, values, stored
 
 

@@ -30,8 +30,8 @@ class CompressorState:
 class Compressor(nn.Module):
     """Softmax-gated pooling of r tokens to one row of `dim` channels (spec 7).
 
-    `quant` is the rounding that the row gets last. wkv, wgate [c*dim, D] and ape [r, c*dim] are used wide; c is 2 at ratio 4:
-    channels [0:dim) of a token go to the next block's row, channels [dim:2dim) to its own block's.
+    `quant` is the rounding that the row gets last. wkv, wgate [c*dim, D] and ape [r, c*dim] are used wide; c is 2 at
+    ratio 4: channels [0:dim) of a token go to the next block's row, channels [dim:2dim) to its own block's.
     """
 
     def __init__(self, config: Config, dim: int, ratio: int, quant: nn.Module):
@@ -50,8 +50,8 @@ class Compressor(nn.Module):
     def pool(self, kv: Tensor, gate: Tensor) -> Tensor:
         """Per-channel softmax of the gates over a block's candidates, times K. [B, N*r, c*dim] -> [B, N, dim], wide.
 
-        At ratio 4 the candidates are the previous block's first halves and the block's own second halves; the first block
-        has no predecessor (Z = -inf, K = 0).
+        At ratio 4 the candidates are the previous block's first halves and the block's own second halves; the first
+        block has no predecessor (Z = -inf, K = 0).
         """
         kv, gate = kv.unflatten(1, (-1, self.ratio)), gate.unflatten(1, (-1, self.ratio))  # (B, N, r, c*dim)
         if self.overlap:
@@ -60,7 +60,8 @@ class Compressor(nn.Module):
         return (gate.softmax(2) * kv).sum(2)
 
     def forward(self, x: Tensor, start: int, frequencies: Tensor, state: CompressorState | None = None) -> Tensor:
-        """All rows so far: x [B, S, D] are the tokens from position `start` on -> [B, R, dim] with R = (start+S) // r."""
+        """All rows so far: x [B, S, D] are the tokens from position `start` on -> [B, R, dim] with R = (start+S) //
+        r."""
         state = state if state is not None else CompressorState()
         positions = torch.arange(start, start + x.shape[1])
         kv, gate = self.project(x)

@@ -115,14 +115,20 @@ class Config:
         for key in raw:
             if key not in names and key not in FIXED and key not in IGNORED:
                 close = difflib.get_close_matches(key, [*names, *FIXED], n=1)
-                hint = f"did you mean '{close[0]}'?" if close else "remove it, or use a config of model_type deepseek_v4."
+                hint = (
+                    f"did you mean '{close[0]}'?" if close else "remove it, or use a config of model_type deepseek_v4."
+                )
                 raise ConfigError(f"config key '{key}' is unknown; {hint}")
         for key, value in FIXED.items():
             if raw.get(key, value) != value:
-                raise ConfigError(f"config key '{key}' is {reprlib.repr(raw[key])}; DeepSeek-V4 defines only {value!r}.")
+                raise ConfigError(
+                    f"config key '{key}' is {reprlib.repr(raw[key])}; DeepSeek-V4 defines only {value!r}."
+                )
         for key in names:
             if key not in raw:
-                raise ConfigError(f"config key '{key}' is missing; take it from the published config.json of the model.")
+                raise ConfigError(
+                    f"config key '{key}' is missing; take it from the published config.json of the model."
+                )
         values = {field.name: _typed(field.name, field.type, raw[field.name]) for field in fields(cls)}
         config = cls(**values)
         config._check()
@@ -154,7 +160,8 @@ class Config:
 
     def _check(self) -> None:
         for key in (
-            "vocab_size hidden_size num_hidden_layers num_attention_heads head_dim qk_rope_head_dim q_lora_rank o_groups "
+            "vocab_size hidden_size num_hidden_layers num_attention_heads head_dim qk_rope_head_dim "
+            "q_lora_rank o_groups "
             "o_lora_rank sliding_window index_n_heads index_head_dim index_topk n_routed_experts num_experts_per_tok "
             "moe_intermediate_size hc_mult hc_sinkhorn_iters rope_theta compress_rope_theta"
         ).split():
@@ -166,20 +173,27 @@ class Config:
         blocks = self.num_hidden_layers + self.num_nextn_predict_layers
         if len(self.compress_ratios) != blocks:
             raise ConfigError(
-                f"config key 'compress_ratios' has {len(self.compress_ratios)} entries; it needs {blocks}: one for each of "
-                f"num_hidden_layers={self.num_hidden_layers} and num_nextn_predict_layers={self.num_nextn_predict_layers}."
+                f"config key 'compress_ratios' has {len(self.compress_ratios)} entries; it needs {blocks}: "
+                "one for each of "
+                f"num_hidden_layers={self.num_hidden_layers} and "
+                f"num_nextn_predict_layers={self.num_nextn_predict_layers}."
             )
         if any(ratio < 0 for ratio in self.compress_ratios):
             raise ConfigError("config key 'compress_ratios' has a negative entry; use 0 for a window-only layer.")
         if self.rope_scaling is not None and self.compress_rope_theta <= 1:
-            raise ConfigError(f"config key 'compress_rope_theta' is {self.compress_rope_theta}; YaRN needs a base above 1.")
+            raise ConfigError(
+                f"config key 'compress_rope_theta' is {self.compress_rope_theta}; YaRN needs a base above 1."
+            )
         if self.num_attention_heads % self.o_groups:
             raise ConfigError(
-                f"config key 'num_attention_heads' is {self.num_attention_heads}, which o_groups={self.o_groups} does not "
+                f"config key 'num_attention_heads' is {self.num_attention_heads}, which "
+                f"o_groups={self.o_groups} does not "
                 "divide; the output projection needs equal groups of heads."
             )
         if self.qk_rope_head_dim % 2:
-            raise ConfigError(f"config key 'qk_rope_head_dim' is {self.qk_rope_head_dim}; rotation needs pairs of channels.")
+            raise ConfigError(
+                f"config key 'qk_rope_head_dim' is {self.qk_rope_head_dim}; rotation needs pairs of channels."
+            )
         for key in ("head_dim", "index_head_dim"):
             if key == "index_head_dim" and 4 not in self.compress_ratios:
                 continue
@@ -194,7 +208,8 @@ class Config:
             )
         if self.scoring_func not in SCORING_FUNCTIONS:
             raise ConfigError(
-                f"config key 'scoring_func' is {reprlib.repr(self.scoring_func)}; it must be one of {', '.join(SCORING_FUNCTIONS)}."
+                f"config key 'scoring_func' is {reprlib.repr(self.scoring_func)}; it must be one of "
+                f"{', '.join(SCORING_FUNCTIONS)}."
             )
 
 
@@ -246,13 +261,17 @@ def _yarn(value) -> YaRN | None:
         raise ConfigError(f"config key 'rope_scaling' has type {reprlib.repr(kind)}; DeepSeek-V4 defines only 'yarn'.")
     for key in value:
         if key not in (*ROPE_SCALING_KEYS, "type", "rope_type"):
-            raise ConfigError(f"config key 'rope_scaling' holds '{key}'; DeepSeek-V4 defines only {', '.join(ROPE_SCALING_KEYS)}.")
+            raise ConfigError(
+                f"config key 'rope_scaling' holds '{key}'; DeepSeek-V4 defines only {', '.join(ROPE_SCALING_KEYS)}."
+            )
     for key in ROPE_SCALING_KEYS:
         if key not in value:
             raise ConfigError(f"config key 'rope_scaling' lacks '{key}'.")
         number = value[key]
         if not _is_number(number) or number < 0:
-            raise ConfigError(f"config key 'rope_scaling' has {key}={reprlib.repr(number)}; it must be a number, zero or more.")
+            raise ConfigError(
+                f"config key 'rope_scaling' has {key}={reprlib.repr(number)}; it must be a number, zero or more."
+            )
         if number == 0 and key.startswith("beta"):
             raise ConfigError(f"config key 'rope_scaling' has {key}={number}; it must be positive.")
     if value["factor"] < 1:

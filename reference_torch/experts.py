@@ -43,7 +43,9 @@ class MoE(nn.Module):
     def __init__(self, config: Config, layer: int, options: Options):
         super().__init__()
         self.gate = router.Router(config, layer)
-        self.experts = nn.ModuleList(Expert(config, options, config.swiglu_limit) for _ in range(config.n_routed_experts))
+        self.experts = nn.ModuleList(
+            Expert(config, options, config.swiglu_limit) for _ in range(config.n_routed_experts)
+        )
         self.shared_experts = Expert(config, options, config.swiglu_limit if options.shared_expert_clamp else 0.0)
 
     def routed(self, x: Tensor, weights: Tensor, experts: Tensor) -> Tensor:

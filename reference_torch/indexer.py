@@ -17,7 +17,12 @@ class Indexer(nn.Module):
 
     def __init__(self, config: Config, ratio: int, options: Options):
         super().__init__()
-        self.heads, self.dim, self.topk, self.ratio = config.index_n_heads, config.index_head_dim, config.index_topk, ratio
+        self.heads, self.dim, self.topk, self.ratio = (
+            config.index_n_heads,
+            config.index_head_dim,
+            config.index_topk,
+            ratio,
+        )
         self.wq_b = Linear(config.q_lora_rank, self.heads * self.dim, options)
         self.weights_proj = Linear(config.hidden_size, self.heads, options)
         self.quant = IndexQuant(options)
@@ -50,7 +55,10 @@ class Indexer(nn.Module):
     def forward(
         self, x: Tensor, qr: Tensor, start: int, frequencies: Tensor, state: CompressorState | None = None
     ) -> Tensor:
-        """The rows that each query of x [B, S, D] attends to -> [B, S, k], -1 for none; the order carries no meaning."""
+        """The rows that each query of x [B, S, D] attends to -> [B, S, k], -1 for none; the order carries no
+        meaning."""
         positions = torch.arange(start, start + x.shape[1])
         keys = self.compressor(x, start, frequencies, state)
-        return self.select(self.scores(x, self.queries(qr, positions, frequencies), keys), (positions + 1) // self.ratio)
+        return self.select(
+            self.scores(x, self.queries(qr, positions, frequencies), keys), (positions + 1) // self.ratio
+        )

@@ -64,7 +64,9 @@ class Model(nn.Module):
             self.norm = norm.RMSNorm(config.hidden_size, config.rms_norm_eps)
             self.hc_head = hyper_connection.HyperHead(config)
             self.head = Head(config)
-            self.mtp = nn.ModuleList(mtp.MTPBlock(config, i, self.options) for i in range(config.num_nextn_predict_layers))
+            self.mtp = nn.ModuleList(
+                mtp.MTPBlock(config, i, self.options) for i in range(config.num_nextn_predict_layers)
+            )
 
     def new_state(self) -> State:
         """An empty state for an incremental run."""
@@ -85,7 +87,8 @@ class Model(nn.Module):
         return self.head(self.norm(self.hc_head(streams)))
 
     def mtp_logits(self, streams: Tensor, next_ids: Tensor, state: MTPState | None = None, index: int = 0) -> Tensor:
-        """MTP block `index` on final streams [B, S, n, D] and the ids of the tokens after them [B, S] -> [B, S, V] (spec 11)."""
+        """MTP block `index` on final streams [B, S, n, D] and the ids of the tokens after them [B, S] -> [B, S, V]
+        (spec 11)."""
         self.check_ids(next_ids)
         state = state if state is not None else MTPState()
         head = self.mtp[index]
@@ -100,6 +103,8 @@ class Model(nn.Module):
     def check_ids(self, ids: Tensor) -> None:
         """Raise ValueError for an empty batch or an id outside the vocabulary."""
         if ids.ndim != 2 or ids.numel() == 0:
-            raise ValueError(f"token ids have shape {tuple(ids.shape)}; they need the shape (batch, tokens) and at least one token.")
+            raise ValueError(
+                f"token ids have shape {tuple(ids.shape)}; they need the shape (batch, tokens) and at least one token."
+            )
         if int(ids.min()) < 0 or int(ids.max()) >= self.config.vocab_size:
             raise ValueError(f"a token id is outside 0 .. {self.config.vocab_size - 1}; check the tokenizer.")

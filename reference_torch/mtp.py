@@ -26,7 +26,8 @@ class MTPBlock(Block):
     def forward(
         self, streams: Tensor, next_ids: Tensor, embedded: Tensor, start: int = 0, state: AttentionState | None = None
     ) -> Tensor:
-        """streams [B, S, n, D] before hc_head, next_ids [B, S], embedded = Embedding[next_ids] -> streams [B, S, n, D]."""
+        """streams [B, S, n, D] before hc_head, next_ids [B, S], embedded = Embedding[next_ids] -> streams [B, S, n,
+        D]."""
         drafted = self.e_proj(self.enorm(embedded))[:, :, None] + self.h_proj(self.hnorm(streams))
         return super().forward(drafted, next_ids, start, state)
 

@@ -7,7 +7,8 @@ from torch import Tensor, nn
 
 
 def wide(x: Tensor) -> Tensor:
-    """`x` in at least float32: the type in which norms, rotations, mixing, routing and softmax are computed (spec 2)."""
+    """`x` in at least float32: the type in which norms, rotations, mixing, routing and softmax are computed (spec
+    2)."""
     return x.to(torch.promote_types(x.dtype, torch.float32))
 
 

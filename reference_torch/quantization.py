@@ -1,4 +1,5 @@
-"""fp8 and fp4: decoding stored weights, and the roundings of activations that the released program simulates (spec 12)."""
+"""fp8 and fp4: decoding stored weights, and the roundings of activations that the released program simulates (spec
+12)."""
 
 from __future__ import annotations
 
@@ -47,7 +48,8 @@ def decode_fp4(packed: Tensor, scale: Tensor, group: int = 32) -> Tensor:
 
 
 def round_to_e4m3(x: Tensor) -> Tensor:
-    """The nearest e4m3 value, ties to even: 3 mantissa bits, exponents -6 .. 8, clamped at 448. Exact in any float type."""
+    """The nearest e4m3 value, ties to even: 3 mantissa bits, exponents -6 .. 8, clamped at 448. Exact in any float
+    type."""
     return _round_to_float(x.clamp(-E4M3_MAX, E4M3_MAX), mantissa_bits=3, smallest_exponent=-6)
 
 
@@ -69,12 +71,14 @@ def power_of_two_at_least(x: Tensor) -> Tensor:
 
 
 def fp8_scale(amax: Tensor) -> Tensor:
-    """The power of two that brings a group's largest magnitude into e4m3's range; in float32 as published (spec 12.2)."""
+    """The power of two that brings a group's largest magnitude into e4m3's range; in float32 as published (spec
+    12.2)."""
     return power_of_two_at_least(amax.float().clamp_min(1e-4) * torch.tensor(1 / E4M3_MAX))
 
 
 def fp4_scale(amax: Tensor) -> Tensor:
-    """The power of two that brings a group's largest magnitude into e2m1's range; in float32 as published (spec 12.6)."""
+    """The power of two that brings a group's largest magnitude into e2m1's range; in float32 as published (spec
+    12.6)."""
     return power_of_two_at_least(amax.float().clamp_min(E2M1_MAX * 2.0**-126) / E2M1_MAX)
 
 
@@ -99,7 +103,8 @@ def _fake_quant(x: Tensor, group: int, scale_of, rounded) -> Tensor:
 
 
 def hadamard(x: Tensor) -> Tensor:
-    """x H / sqrt(K) with H the Sylvester matrix in natural order (spec 12.5). [..., K] -> [..., K], K a power of two."""
+    """x H / sqrt(K) with H the Sylvester matrix in natural order (spec 12.5). [..., K] -> [..., K], K a power of
+    two."""
     width = x.shape[-1]
     if width & (width - 1):
         raise ValueError(f"a Hadamard rotation needs a power of two; this tensor has {width} channels.")
@@ -139,8 +144,8 @@ class IndexQuant(nn.Module):
 class Linear(nn.Module):
     """y = x W^T without bias: products accumulate wide, the result is rounded once to x.dtype (spec 2, 12.4).
 
-    `stored` says how the checkpoint held the weight. Under the published simulation the input of an fp8 or fp4 matrix is
-    rounded to fp8 in groups of 128 first.
+    `stored` says how the checkpoint held the weight. Under the published simulation the input of an fp8 or fp4 matrix
+    is rounded to fp8 in groups of 128 first.
     """
 
     def __init__(self, inputs: int, outputs: int, options: Options):

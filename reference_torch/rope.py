@@ -33,7 +33,11 @@ def yarn_range(config: Config) -> tuple[float, float]:
     yarn, dim = config.rope_scaling, config.qk_rope_head_dim
 
     def pair_index(turns: float) -> float:
-        return dim * math.log(yarn.original_max_position_embeddings / (2 * math.pi * turns)) / (2 * math.log(config.compress_rope_theta))
+        return (
+            dim
+            * math.log(yarn.original_max_position_embeddings / (2 * math.pi * turns))
+            / (2 * math.log(config.compress_rope_theta))
+        )
 
     low = max(math.floor(pair_index(yarn.beta_fast)), 0)
     high = min(math.ceil(pair_index(yarn.beta_slow)), dim - 1)
@@ -43,8 +47,8 @@ def yarn_range(config: Config) -> tuple[float, float]:
 def rotate(x: Tensor, positions: Tensor, frequencies: Tensor, inverse: bool = False) -> Tensor:
     """Turn the last 2*len(frequencies) channels of x by their position's angle (spec 5).
 
-    x [B, S, ..., d], positions [S] or [B, S] -> like x. Channels (2i, 2i+1) are one complex number; the angle is one product
-    in the frequencies' type; `inverse` turns back (the conjugate).
+    x [B, S, ..., d], positions [S] or [B, S] -> like x. Channels (2i, 2i+1) are one complex number; the angle is one
+    product in the frequencies' type; `inverse` turns back (the conjugate).
     """
     dim = 2 * frequencies.shape[-1]
     angle = positions.to(frequencies.dtype)[..., None] * frequencies  # (S, dr/2) or (B, S, dr/2)

@@ -73,9 +73,7 @@ def read_names(folder: str | Path) -> dict[str, StoredTensor]:
                     f"tensor {_show(name)} is in both {found[name].path} and {path}; keep it in one of them."
                 )
             if listed is not None and name not in listed:
-                raise CheckpointError(
-                    f"{path} holds tensor {_show(name)}, which {INDEX} does not list; {_AGAIN}."
-                )
+                raise CheckpointError(f"{path} holds tensor {_show(name)}, which {INDEX} does not list; {_AGAIN}.")
             found[name] = stored
     for name, path in (listed or {}).items():
         if name not in found or found[name].path != path:
@@ -103,9 +101,7 @@ def _list_files(folder: Path) -> list[str]:
     except NotADirectoryError as error:
         raise CheckpointError(f"{folder} is a file; give the folder that holds the checkpoint.") from error
     except OSError as error:
-        raise CheckpointError(
-            f"{folder} cannot be listed ({_line(error)}); check its permissions."
-        ) from error
+        raise CheckpointError(f"{folder} cannot be listed ({_line(error)}); check its permissions.") from error
     present = [name for name in names if name in (SINGLE, INDEX) or NUMBERED.fullmatch(name)]
     if present:
         return present
@@ -159,9 +155,7 @@ def _read_index(folder: Path) -> dict[str, Path]:
     paths = {}
     for name, shard in weight_map.items():
         if not isinstance(shard, str):
-            raise CheckpointError(
-                f"{index} names no file for tensor {_show(name)} but {_show(shard)}; {_AGAIN}."
-            )
+            raise CheckpointError(f"{index} names no file for tensor {_show(name)} but {_show(shard)}; {_AGAIN}.")
         if shard not in paths:
             paths[shard] = _shard_path(folder, shard, name)
     return {name: paths[shard] for name, shard in weight_map.items()}
@@ -188,9 +182,7 @@ def _shard_path(folder: Path, shard: str, name: str) -> Path:
             "do not trust this checkpoint, or copy the file into the folder."
         )
     if not exists:
-        raise CheckpointError(
-            f"{index} names the shard {_show(shard)}, which is not in the folder; fetch it."
-        )
+        raise CheckpointError(f"{index} names the shard {_show(shard)}, which is not in the folder; fetch it.")
     return path
 
 
@@ -223,9 +215,7 @@ def _read_header(path: Path) -> dict[str, StoredTensor]:
     if len(prefix) < 8:
         raise CheckpointError(f"{path} is cut short: it has {len(prefix)} bytes and no header; {_AGAIN}.")
     if length > MAX_HEADER:
-        raise CheckpointError(
-            f"{path} is no safetensors file: its header would take {length} bytes; {_AGAIN}."
-        )
+        raise CheckpointError(f"{path} is no safetensors file: its header would take {length} bytes; {_AGAIN}.")
     if len(header) < length:
         raise CheckpointError(
             f"{path} is cut short: its header takes {length} bytes, "
@@ -237,9 +227,7 @@ def _read_header(path: Path) -> dict[str, StoredTensor]:
         raise CheckpointError(f"{path} has a __metadata__ that does not map text to text; {_AGAIN}.")
     spans = sorted((*_span(path, name, entry), name) for name, entry in entries.items())
     _check_spans(path, spans, status.st_size - 8 - length)
-    return {
-        name: StoredTensor(path, entry["dtype"], tuple(entry["shape"])) for name, entry in entries.items()
-    }
+    return {name: StoredTensor(path, entry["dtype"], tuple(entry["shape"])) for name, entry in entries.items()}
 
 
 def _span(path: Path, name: str, entry: object) -> tuple[int, int]:
@@ -280,14 +268,10 @@ def _check_spans(path: Path, spans: list[tuple[int, int, str]], available: int) 
         if begin < covered:
             raise CheckpointError(f"tensors {_show(previous)} and {_show(name)} overlap in {path}; {_AGAIN}.")
         if begin > covered:
-            raise CheckpointError(
-                f"{path} has {begin - covered} unused bytes before tensor {_show(name)}; {_AGAIN}."
-            )
+            raise CheckpointError(f"{path} has {begin - covered} unused bytes before tensor {_show(name)}; {_AGAIN}.")
         covered, previous = end, name
     if covered < available:
-        raise CheckpointError(
-            f"{path} has {available - covered} unused bytes after its last tensor; {_AGAIN}."
-        )
+        raise CheckpointError(f"{path} has {available - covered} unused bytes after its last tensor; {_AGAIN}.")
 
 
 def _are_counts(values: object) -> bool:

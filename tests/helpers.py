@@ -1,4 +1,4 @@
-"""What several test files need: a tiny config, its tokens and weights, and logits judged by the computed tolerance."""
+"""What several test files need: a tiny config, tokens, weights, and logits judged by the computed tolerance."""
 
 import json
 from functools import cached_property
@@ -12,7 +12,8 @@ from parity.sides import TorchSide
 from parity.strategies import checkpoint_tensors
 from parity.tolerance import Measurement, measure
 
-torch.set_num_threads(1)  # as the command does: tensors are tiny, and threads that wait for each other cost ten times
+# As the command does: tensors are tiny, and threads that wait for each other cost ten times as much.
+torch.set_num_threads(1)
 
 # Every size differs from every other; YaRN and the window act within the first tokens.
 TINY = {
@@ -87,7 +88,7 @@ def sentence(error, call, *args) -> str:
     said = str(caught.value)
     assert type(caught.value) is error
     assert "\n" not in said
-    assert said.endswith(".")
+    assert said.endswith((".", "?"))
     return said
 
 
@@ -111,17 +112,20 @@ class Judge:
         return TorchSide(self.config, self.options, self.tensors, "float64")
 
     @cached_property
+    def side(self):
+        return TorchSide(self.config, self.options, self.tensors, self.dtype)
+
+    @cached_property
     def exact(self):
         return self.observe(self.exact_side)
 
     @cached_property
     def runs(self):
         """The baseline, then the members of the null."""
-        side = TorchSide(self.config, self.options, self.tensors, self.dtype)
         replay = oracle.replayable(self.exact, self.paths)
-        run = lambda: {"logits": side.model(self.ids)}  # noqa: E731
-        nulls = oracle.null_runs(side, run, self.paths, replay, self.dtype, self.seed)
-        return [self.observe(side, replay), *nulls]
+        run = lambda: {"logits": self.side.model(self.ids)}  # noqa: E731
+        nulls = oracle.null_runs(self.side, run, self.paths, replay, self.dtype, self.seed)
+        return [self.observe(self.side, replay), *nulls]
 
     def measure(self, logits, truth=None) -> Measurement:
         """Logits against the exact ones, or against another program's."""
@@ -130,7 +134,7 @@ class Judge:
         return measure(truth, baseline, nulls, logits, self.dtype)
 
     def margins(self) -> dict[str, float]:
-        """Of every choice by score: the narrowest gap at its cut, in units of what the scores' noise can close."""
+        """Of every choice by score: the narrowest gap at its cut, in units of what noise can close."""
         found = {}
         for path, scores in self.exact.scores.items():
             if self.paths[path] == "table":
@@ -142,6 +146,7 @@ class Judge:
             ranked = scores + (module.bias if hasattr(module, "bias") else 0)
             ranked = ranked.masked_fill(~allowed, -torch.inf).sort(-1, descending=True)[0]
             if ranked.shape[-1] > k:
-                gap = (ranked[..., k - 1] - ranked[..., k]).nan_to_num(nan=torch.inf)  # -inf - -inf: no choice
+                gap = ranked[..., k - 1] - ranked[..., k]
+                gap = gap.nan_to_num(nan=torch.inf)  # -inf - -inf: too few to choose from
                 found[path] = float(gap.min()) / (2 * noise)
         return found

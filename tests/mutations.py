@@ -236,9 +236,10 @@ MUTATIONS = (
     ),
     mutation(
         "D040",
-        "projections in the model's type",
+        "projections, ape and softmax in the model's type",
         f"{OVERLAP} {PLAIN}",
         ("compressor", "self.wkv(norm.wide(x)), self.wgate(norm.wide(x))", "self.wkv(x), self.wgate(x)"),
+        ("compressor", ".reshape(shape) + self.ape", ".reshape(shape) + self.ape.astype(gate.dtype)"),
         only="bfloat16",
     ),
     mutation(

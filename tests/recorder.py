@@ -1,4 +1,5 @@
-"""Recordings in the format of fixtures/golden/README.md, made by the reference under other rounding: what another program might record."""
+"""Recordings in the format of fixtures/golden/README.md, made by the reference under other rounding: what another
+program might record."""
 
 from __future__ import annotations
 
@@ -15,10 +16,30 @@ from parity.strategies import checkpoint_tensors
 from reference_torch import Config, Options, build
 from reference_torch.quantization import hadamard, round_to_e4m3
 
-FP8 = ("wq_a", "wq_b", "wkv", "wo_a", "wo_b", "shared_experts.w1", "shared_experts.w2", "shared_experts.w3", "e_proj", "h_proj")
+FP8 = (
+    "wq_a",
+    "wq_b",
+    "wkv",
+    "wo_a",
+    "wo_b",
+    "shared_experts.w1",
+    "shared_experts.w2",
+    "shared_experts.w3",
+    "e_proj",
+    "h_proj",
+)
 
 
-def record(folder: Path, config: dict, options: Options, tokens: int, prefill: int, seed: int = 0, packed: bool = False, batch: int = 1) -> Path:
+def record(
+    folder: Path,
+    config: dict,
+    options: Options,
+    tokens: int,
+    prefill: int,
+    seed: int = 0,
+    packed: bool = False,
+    batch: int = 1,
+) -> Path:
     """Write one case: weights drawn from `seed`, float32 arithmetic, a prefill and then token by token."""
     folder.mkdir(parents=True)
     tensors = checkpoint_tensors(config, seed, "bfloat16")
@@ -35,7 +56,10 @@ def record(folder: Path, config: dict, options: Options, tokens: int, prefill: i
         "name": folder.name,
         "arithmetic": "float32",
         "incremental": {"prefill": prefill, "then": "one token at a time"},
-        "options": {"shared_expert_clamp": options.shared_expert_clamp, "quantization_simulation": options.quantization_simulation},
+        "options": {
+            "shared_expert_clamp": options.shared_expert_clamp,
+            "quantization_simulation": options.quantization_simulation,
+        },
     }
     (folder / "case.json").write_text(json.dumps(case))
     return folder
@@ -47,7 +71,11 @@ def run(model, config: dict, options: Options, ids: Tensor, prefill: int) -> dic
     points = {}
     for layer in layers:
         prefix, ratio = f"layers.{layer}", config["compress_ratios"][layer]
-        points |= {f"{prefix}.streams": (prefix, ""), f"{prefix}.attn": (f"{prefix}.attn", ""), f"{prefix}.ffn": (f"{prefix}.ffn", "")}
+        points |= {
+            f"{prefix}.streams": (prefix, ""),
+            f"{prefix}.attn": (f"{prefix}.attn", ""),
+            f"{prefix}.ffn": (f"{prefix}.ffn", ""),
+        }
         points[f"{prefix}.router"] = (f"{prefix}.ffn.gate", "")
         if ratio and ids.shape[1] >= ratio:
             points[f"{prefix}.compressed_kv"] = (f"{prefix}.attn.compressor", "")

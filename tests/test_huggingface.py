@@ -1,4 +1,4 @@
-"""A witness that shares no code with this project: Hugging Face's DeepSeek-V4, in float32, on the same checkpoint files.
+"""A witness that shares no code with this project: Hugging Face's DeepSeek-V4, in float32, on the same files.
 
 Run: pytest tests/test_huggingface.py
 """
@@ -12,7 +12,7 @@ import dsv4_mlx
 import reference_torch
 from parity.sides import from_mlx
 
-transformers = pytest.importorskip("transformers", reason="the witness is an optional dependency, extra [test]")
+transformers = pytest.importorskip("transformers", reason="the witness comes with the extra [test]")
 transformers.utils.logging.disable_progress_bar()
 
 # It knows the ratios 0, 4 and 128 only, always clamps, and rounds its cache of compressed rows nowhere.

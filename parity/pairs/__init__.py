@@ -1,7 +1,7 @@
 """The registry of pairs: every module in this folder defines one PAIR, or several as PAIRS.
 
-A pair is one submodule with a strategy that draws its inputs and one function that runs it. The function is written once: both packages
-use the same names, so it runs on either side.
+A pair is one submodule with a strategy that draws its inputs and one function that runs it. The function is written
+once: both packages use the same names, so it runs on either side.
 """
 
 from __future__ import annotations
@@ -21,9 +21,10 @@ from ..strategies import Case, Profile
 class Pair:
     """One submodule of the model, on both sides.
 
-    cases(profile) draws a Case; inputs(case, dtype) makes its arrays as float64, exactly representable in dtype; compute(side, case,
-    inputs) runs one side and returns its taps by name as torch tensors. `contains` names the pairs that this one is built from: it is
-    blamed only where all of them agree. `exact` asks for equality bit by bit.
+    cases(profile) draws a Case; inputs(case, dtype) makes its arrays as float64, exactly representable in dtype;
+    compute(side, case, inputs) runs one side and returns its taps by name as torch tensors. `contains` names the
+    pairs that this one is built from: it is blamed only where all of them agree. `exact` asks for equality bit by
+    bit.
     """
 
     name: str

@@ -16,7 +16,9 @@ def queries(side, case, given):
 
 
 def window_kv(side, case, given):
-    return {"kv": side.tensor(side.model.layers[0].attn.window_kv(side.array(given["x"]), side.positions(0, case.tokens)))}
+    return {
+        "kv": side.tensor(side.model.layers[0].attn.window_kv(side.array(given["x"]), side.positions(0, case.tokens)))
+    }
 
 
 def softmax_inputs(case, dtype):

@@ -11,7 +11,11 @@ def compute(side, case, given):
     block = side.model.layers[0]
     streams, ids = side.array(given["streams"]), side.integers(case.ids())
     state = side.attention_state(case.config["compress_ratios"][0]) if case.cached else None
-    return {"streams": calls(side, case, lambda start, stop: block(streams[:, start:stop], ids[:, start:stop], start, state))}
+    return {
+        "streams": calls(
+            side, case, lambda start, stop: block(streams[:, start:stop], ids[:, start:stop], start, state)
+        )
+    }
 
 
 PAIR = Pair(

@@ -28,7 +28,9 @@ def post_inputs(case, dtype):
 def post(side, case, given):
     site = side.model.layers[0].hc_ffn
     v, streams = side.array(given["v"]), side.array(given["streams"])
-    return {"streams": side.tensor(site.post(v, streams, side.wide_array(given["post"]), side.wide_array(given["comb"])))}
+    return {
+        "streams": side.tensor(site.post(v, streams, side.wide_array(given["post"]), side.wide_array(given["comb"])))
+    }
 
 
 def head(side, case, given):

@@ -9,7 +9,11 @@ from .hyper_connection import stream_inputs
 def compute(side, case, given):
     streams, ids = side.array(given["streams"]), side.integers(case.ids())
     state = side.mtp_state() if case.cached else None
-    return {"logits": calls(side, case, lambda start, stop: side.model.mtp_logits(streams[:, start:stop], ids[:, start:stop], state))}
+    return {
+        "logits": calls(
+            side, case, lambda start, stop: side.model.mtp_logits(streams[:, start:stop], ids[:, start:stop], state)
+        )
+    }
 
 
 PAIR = Pair(

@@ -1,4 +1,5 @@
-"""fp8 and fp4: decoding of stored weights, and the simulated roundings of activations. All but the rotation are exact."""
+"""fp8 and fp4: decoding of stored weights, and the simulated roundings of activations. All but the rotation are
+exact."""
 
 import torch
 
@@ -8,7 +9,9 @@ from . import Pair
 
 def scales(random, *shape):
     """E8M0 bytes around 1, as published checkpoints have them."""
-    return torch.randint(110, 135, shape, generator=random, dtype=torch.int32).to(torch.uint8).view(torch.float8_e8m0fnu)
+    return (
+        torch.randint(110, 135, shape, generator=random, dtype=torch.int32).to(torch.uint8).view(torch.float8_e8m0fnu)
+    )
 
 
 def fp8_inputs(case, dtype):

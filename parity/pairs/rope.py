@@ -11,7 +11,9 @@ from . import Pair
 @st.composite
 def far_cases(draw, profile):
     """Cases whose first token lies anywhere, so that angles are not small."""
-    return dataclasses.replace(draw(cases(profile, (0, 4), incremental=False)), start=draw(st.sampled_from((0, 1, 117, 3000))))
+    return dataclasses.replace(
+        draw(cases(profile, (0, 4), incremental=False)), start=draw(st.sampled_from((0, 1, 117, 3000)))
+    )
 
 
 def inputs(case, dtype):

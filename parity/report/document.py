@@ -29,7 +29,9 @@ def check_target(path: str) -> None:
     """Raise BadInput where the document could not be written, before the work is done rather than after it."""
     folder = Path(path).resolve().parent
     if path != "-" and (Path(path).is_dir() or not folder.is_dir() or not os.access(folder, os.W_OK)):
-        raise BadInput(f"{path} cannot be written; give --json a file in a folder that exists and that you may write to.")
+        raise BadInput(
+            f"{path} cannot be written; give --json a file in a folder that exists and that you may write to."
+        )
 
 
 def write(report: Report, path: str) -> None:

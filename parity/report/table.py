@@ -25,7 +25,10 @@ def show(report: Report, console: Console) -> None:
         explain(result, console)
     for line in clock_lines(report.clock):
         console.print(line, style="dim")
-    console.print(f"[bold {_colour(report.verdict)}]{report.verdict.value}[/] (exit {report.verdict.exit_code}): {escape(report.sentence)}")
+    console.print(
+        f"[bold {_colour(report.verdict)}]{report.verdict.value}[/] (exit "
+        f"{report.verdict.exit_code}): {escape(report.sentence)}"
+    )
 
 
 def pairs_table(results: list[PairResult]) -> Table:
@@ -63,7 +66,9 @@ def layers_table(results: list[LayerResult]) -> Table:
     table.add_column("growth", no_wrap=True)
     table.add_column("verdict", no_wrap=True)
     for result in results:
-        peers = [other.accumulated_error for other in results if (other.model, other.dtype) == (result.model, result.dtype)]
+        peers = [
+            other.accumulated_error for other in results if (other.model, other.dtype) == (result.model, result.dtype)
+        ]
         table.add_row(
             result.model,
             str(result.layer),
@@ -108,18 +113,28 @@ def explain(result: PairResult, console: Console) -> None:
     if result.failure is None or result.because:
         return
     failure = result.failure
-    console.print(f"\n[bold]{result.name}[/] in {result.dtype} (spec {result.spec}, {escape(result.title)}): {escape(failure.sentence)}.")
+    console.print(
+        f"\n[bold]{result.name}[/] in {result.dtype} (spec {result.spec}, {escape(result.title)}): "
+        f"{escape(failure.sentence)}."
+    )
     console.print(f"  {'smallest example found' if failure.shrunk else 'example'}: {failure.schedule}")
     console.print(f"  again: {escape(failure.reproduce)}\n", soft_wrap=True)
 
 
 def clock_lines(clock: dict) -> list[str]:
     """Where the time went: the parts, and the three slowest pairs."""
-    parts = [f"{name.removesuffix('_s')} {clock[name]:.1f} s" for name in ("import_s", "reference_s", "layers_s") if name in clock]
+    parts = [
+        f"{name.removesuffix('_s')} {clock[name]:.1f} s"
+        for name in ("import_s", "reference_s", "layers_s")
+        if name in clock
+    ]
     pairs = clock.get("pairs_s") or {}
     if pairs:
         slowest = sorted(pairs, key=pairs.get, reverse=True)[:3]
-        parts.insert(-1, f"pairs {sum(pairs.values()):.1f} s (slowest {', '.join(f'{name} {pairs[name]:.1f}' for name in slowest)})")
+        parts.insert(
+            -1,
+            f"pairs {sum(pairs.values()):.1f} s (slowest {', '.join(f'{name} {pairs[name]:.1f}' for name in slowest)})",
+        )
     return [f"time: {', '.join(parts)}; {clock['total_s']:.1f} s in all"] if "total_s" in clock else []
 
 

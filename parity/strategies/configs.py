@@ -28,8 +28,8 @@ def pick(*values):
 def configs(draw, ratios: tuple[int, ...], mtp: int = 0) -> dict:
     """A raw config with these compression ratios; the last `mtp` of them belong to MTP blocks.
 
-    norm_eps differs from hc_eps and both reach values where their place in a formula shows; 16 index heads keep scores from
-    being exactly 0 in all heads (method, section 9).
+    norm_eps differs from hc_eps and both reach values where their place in a formula shows; 16 index heads keep
+    scores from being exactly 0 in all heads (method, section 9).
     """
     heads, groups = draw(pick((2, 1), (4, 2), (2, 2), (6, 2), (6, 3)))
     rope_dim = draw(pick(8, 4, 16))

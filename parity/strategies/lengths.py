@@ -1,4 +1,5 @@
-"""How many tokens, and in which calls they come: around the window, around every ratio, with remainders (method, section 5)."""
+"""How many tokens, and in which calls they come: around the window, around every ratio, with remainders (method,
+section 5)."""
 
 from __future__ import annotations
 
@@ -16,19 +17,21 @@ def lengths(draw, config: dict, most: int, least: int = 1) -> int:
     if 128 in config["compress_ratios"]:
         edges |= {127, 128, 129, 128 + window, 257, 300}
     usable = sorted(edge for edge in edges if least <= edge <= most)
-    # the longer half three times over, so that most examples cross the boundaries; shrinking still goes to the front of the list
+    # the longer half three times over, so that most examples cross the boundaries; shrinking still goes to the front
+    # of the list
     return draw(st.sampled_from(usable + usable[len(usable) // 2 :] * 2))
 
 
 @st.composite
 def chunkings(draw, total: int) -> tuple[int, ...]:
-    """`total` tokens as calls: one, one and then token by token, all by ones, or random pieces that cut groups at every phase.
+    """`total` tokens as calls: one, one and then token by token, all by ones, or random pieces that cut groups at
+    every phase.
 
     Pieces come most often: they hold single tokens and several at once, behind a past of any length.
     """
     if total == 1:
         return (1,)
-    kind = draw(st.sampled_from(("oneshot", "oneshot", "oneshot", "prefill", "pieces", "pieces", "pieces", "tokens")))
+    kind = draw(st.sampled_from(("oneshot", "pieces", "oneshot", "pieces", "prefill", "pieces", "tokens")))
     if kind == "oneshot":
         return (total,)
     if kind == "tokens" and total <= 48:
@@ -38,6 +41,6 @@ def chunkings(draw, total: int) -> tuple[int, ...]:
         return (prefill, *[1] * (total - prefill))
     pieces, left = [], total
     while left and len(pieces) < 12:
-        pieces.append(min(left, draw(st.sampled_from((5, 1, 2, 3, 4, 7, 1, 31)))))
+        pieces.append(min(left, draw(st.sampled_from((5, 1, 2, 3, 1, 4, 7, 1, 31)))))
         left -= pieces[-1]
     return tuple(pieces) if not left else (*pieces, left)

@@ -16,8 +16,8 @@ def tensor(random: torch.Generator, *shape: int, scale: float = 1.0, shift: floa
 def checkpoint_tensors(config: dict, seed: int, dtype: str) -> dict[str, Tensor]:
     """Raw-named tensors of a whole model: matrices and norms in `dtype`, the rest in float32, as published.
 
-    Norms are far from 1, sinks and biases far from 0, hyper-connection matrices far from symmetric, and the experts' first
-    matrices large enough to reach the SwiGLU limit on both sides.
+    Norms are far from 1, sinks and biases far from 0, hyper-connection matrices far from symmetric, and the experts'
+    first matrices large enough to reach the SwiGLU limit on both sides.
     """
     random = torch.Generator().manual_seed(seed)
     stored = DTYPES[dtype]
@@ -58,7 +58,9 @@ def checkpoint_tensors(config: dict, seed: int, dtype: str) -> dict[str, Tensor]
         matrix(f"{attn}.wq_b.weight", heads * head_dim, rank, gain=2.0)
         matrix(f"{attn}.wkv.weight", head_dim, dim)
         norm(f"{attn}.kv_norm.weight", head_dim)
-        matrix(f"{attn}.wo_a.weight", config["o_groups"] * config["o_lora_rank"], heads * head_dim // config["o_groups"])
+        matrix(
+            f"{attn}.wo_a.weight", config["o_groups"] * config["o_lora_rank"], heads * head_dim // config["o_groups"]
+        )
         matrix(f"{attn}.wo_b.weight", dim, config["o_groups"] * config["o_lora_rank"])
         vector(f"{attn}.attn_sink", heads, scale=2.0)
         if ratio:

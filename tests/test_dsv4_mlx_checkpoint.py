@@ -1,0 +1,187 @@
+"""Checkpoints as published and as converted become the parameters that the reference reads from the same files.
+
+Run: pytest tests/test_dsv4_mlx_checkpoint.py
+"""
+
+import json
+
+import mlx.core as mx
+import pytest
+import torch
+from helpers import sentence, tiny, token_ids, write_folder
+from mlx.utils import tree_flatten
+from safetensors.torch import save_file
+
+import dsv4_mlx
+import reference_torch
+from parity.resources import fixtures_path
+from parity.sides import from_mlx, to_mlx
+from parity.strategies import checkpoint_tensors
+
+GOLDEN = sorted(path.name for path in (fixtures_path() / "golden").iterdir() if path.is_dir())
+CONFIG = tiny((0, 4), mtp=0)
+TENSORS = checkpoint_tensors(CONFIG, 0, "bfloat16")
+
+
+def model_of(config=CONFIG):
+    return dsv4_mlx.Model(dsv4_mlx.ModelArgs.from_dict(config))
+
+
+def sanitized(tensors, config=CONFIG):
+    model = model_of(config)
+    return model, model.sanitize({name: to_mlx(tensor) for name, tensor in tensors.items()})
+
+
+def same(a: mx.array, b: torch.Tensor) -> bool:
+    return torch.equal(from_mlx(a).double(), b.double())
+
+
+# --- the recorded checkpoints: raw bfloat16, and packed as published ---------------------------------------
+
+
+@pytest.mark.parametrize("case", GOLDEN)
+def test_recorded_checkpoint_is_read_bit_for_bit(case):
+    folder = fixtures_path() / "golden" / case
+    options = json.loads((folder / "case.json").read_text())["options"]
+    model = dsv4_mlx.load(folder, mx.float32, **options)
+    reference = reference_torch.load(folder, torch.float32)
+    expected = dict(reference.named_parameters())
+    found = dict(tree_flatten(model.parameters()))
+    for path, value in found.items():
+        if ".experts." in path:  # stacked here, one by one there
+            prefix, matrix = path.removesuffix(".weight").rsplit(".", 1)
+            count = reference.config.n_routed_experts
+            experts = [expected.pop(f"{prefix}.{expert}.{matrix}.weight") for expert in range(count)]
+            assert same(value, torch.stack(experts)), path
+        else:
+            assert same(value, expected.pop(path)), path
+    assert not expected
+    stored = {path: module.stored for path, module in reference.named_modules() if hasattr(module, "stored")}
+    for path, module in model.named_modules():
+        if hasattr(module, "stored") and ".compressor." not in path and path != "head":
+            # which of its experts stands for all does not matter: they are stored alike
+            one = path.replace(".ffn.experts.w", ".ffn.experts.0.w")
+            assert module.stored == stored.get(one, "fp8" if "packed" in case or "native" in case else "float"), path
+
+
+def test_recorded_checkpoints_are_of_both_kinds():
+    kinds = set()
+    for case in GOLDEN:
+        weights = mx.load(str(fixtures_path() / "golden" / case / "model.safetensors"))
+        kinds |= {"packed" if any(name.endswith(".scale") for name in weights) else "raw"}
+    assert kinds == {"packed", "raw"}
+
+
+# --- folders -----------------------------------------------------------------------------------------------
+
+
+def parameters(model):
+    return dict(tree_flatten(model.parameters()))
+
+
+def equal(a, b) -> bool:
+    a, b = parameters(a), parameters(b)
+    return a.keys() == b.keys() and all(mx.array_equal(a[name], b[name]) for name in a)
+
+
+def test_type_of_the_config_is_the_default(tmp_path):
+    folder = write_folder(tmp_path, CONFIG | {"torch_dtype": "bfloat16"}, TENSORS)
+    model = dsv4_mlx.load(folder)
+    for path, value in parameters(model).items():
+        if mx.issubdtype(value.dtype, mx.floating):
+            assert value.dtype == (mx.bfloat16 if model.cast_predicate(path) else mx.float32)
+
+
+def test_shards_are_one_checkpoint(tmp_path):
+    whole = dsv4_mlx.load(write_folder(tmp_path / "whole", CONFIG, TENSORS), mx.float32)
+    folder = tmp_path / "shards"
+    folder.mkdir()
+    (folder / "config.json").write_text(json.dumps(CONFIG))
+    weight_map = {name: f"model-0000{index % 3}.safetensors" for index, name in enumerate(TENSORS)}
+    for shard in set(weight_map.values()):
+        save_file({name: TENSORS[name] for name in TENSORS if weight_map[name] == shard}, folder / shard)
+    index = folder / "model.safetensors.index.json"
+    index.write_text(json.dumps({"weight_map": weight_map}))
+    assert equal(dsv4_mlx.load(folder, mx.float32), whole)
+    (folder / "model-00001.safetensors").unlink()
+    said = sentence(FileNotFoundError, dsv4_mlx.load, folder, mx.float32)
+    assert said == "The checkpoint has no model-00001.safetensors."
+
+
+def test_options_of_the_program(tmp_path):
+    folder = write_folder(tmp_path, CONFIG, TENSORS)
+    model = dsv4_mlx.load(folder, mx.float32, shared_expert_clamp=False)
+    assert model.layers[0].ffn.shared_experts.limit == 0
+    said = sentence(ValueError, lambda: dsv4_mlx.load(folder, mx.float32, shared_clamp=False))
+    assert said == "There is no option shared_clamp."
+
+
+# --- sanitize ----------------------------------------------------------------------------------------------
+
+
+def test_sanitize_again_changes_nothing():
+    model, once = sanitized(TENSORS)
+    twice = model.sanitize(dict(once))
+    assert once.keys() == twice.keys()
+    assert all(mx.array_equal(once[name], twice[name]) for name in once)
+    assert once.keys() == parameters(model).keys()
+
+
+def test_prefix_of_converted_checkpoints():
+    _, plain = sanitized(TENSORS)
+    _, prefixed = sanitized({f"model.{name}": tensor for name, tensor in TENSORS.items()})
+    assert plain.keys() == prefixed.keys()
+
+
+def test_mtp_block_that_the_checkpoint_lacks_is_dropped():
+    config = tiny((0, 4, 0), mtp=1)
+    model, weights = sanitized(TENSORS, config)
+    model.load_weights(list(weights.items()), strict=True)
+    assert model.mtp == []
+    assert model(mx.array(token_ids(CONFIG, 5).numpy())).shape == (1, 5, 48)
+
+
+def test_mtp_tensors_that_the_config_does_not_count_are_dropped():
+    config = tiny((0, 4, 0), mtp=1)
+    with_block = checkpoint_tensors(config, 0, "bfloat16")
+    assert any(name.startswith("mtp.0.") for name in with_block)
+    model, weights = sanitized(with_block)
+    assert weights.keys() == parameters(model).keys()
+
+
+@pytest.mark.parametrize("name", ["embed.weight", "emb.tok_emb.weight", "head.weight"])
+def test_copies_of_embedding_and_head_in_the_mtp_block_are_dropped(name):
+    config = tiny((0, 4, 0), mtp=1)
+    tensors = checkpoint_tensors(config, 0, "bfloat16")
+    model, weights = sanitized(tensors | {f"mtp.0.{name}": tensors["embed.weight"]}, config)
+    assert weights.keys() == parameters(model).keys()
+
+
+def test_expert_that_is_missing():
+    tensors = {name: value for name, value in TENSORS.items() if ".1.ffn.experts.5.w2" not in name}
+    said = sentence(ValueError, sanitized, tensors)
+    assert said == "layers.1.ffn.experts.w2 has 5 experts, but n_routed_experts is 6."
+
+
+def test_experts_of_two_formats():
+    name = "layers.1.ffn.experts.0.w1"
+    packed = torch.ones(TENSORS[f"{name}.weight"].shape).to(torch.float8_e4m3fn)
+    scale = torch.full((1, 1), 127, dtype=torch.uint8).view(torch.float8_e8m0fnu)
+    said = sentence(ValueError, sanitized, TENSORS | {f"{name}.weight": packed, f"{name}.scale": scale})
+    assert said == "The experts of layers.1.ffn.experts.w1 are stored in more than one format."
+
+
+@pytest.mark.parametrize("shape", [(2, 1), (1, 2)])
+def test_scales_of_another_shape(shape):
+    name = "layers.1.attn.wq_a"
+    packed = torch.ones(TENSORS[f"{name}.weight"].shape).to(torch.float8_e4m3fn)
+    said = sentence(ValueError, sanitized, TENSORS | {f"{name}.weight": packed, f"{name}.scale": torch.ones(shape)})
+    rows, columns = packed.shape
+    assert said == f"An fp8 weight of {rows}x{columns} needs scales of (1, 1), not {shape}."
+
+
+def test_missing_and_unexpected_tensors_are_refused():
+    model, weights = sanitized(TENSORS)
+    for changed in ({**weights, "x": mx.zeros(2)}, {k: v for k, v in weights.items() if k != "norm.weight"}):
+        with pytest.raises(ValueError, match="parameters"):
+            model.load_weights(list(changed.items()), strict=True)

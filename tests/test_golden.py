@@ -1,0 +1,230 @@
+"""pytest tests/test_golden.py — recordings of the official program, of other shapes, and wrong ones."""
+
+import json
+import shutil
+from unittest import mock
+
+import mlx.core as mx
+import pytest
+import torch
+from recorder import record
+from safetensors.torch import load_file, save_file
+
+import dsv4_mlx.hyper_connection
+import dsv4_mlx.quantization
+import parity.golden
+from parity.errors import BadInput
+from parity.golden import Replay, golden
+from parity.layers import SIZES
+from parity.recordings import find, load
+from parity.resources import fixtures_path
+from parity.results import Verdict
+from reference_torch import Options
+
+GOLDEN = fixtures_path() / "golden"
+CASES = sorted(path.parent.name for path in GOLDEN.glob("*/case.json"))
+
+
+def judge(folder):
+    return {result.implementation: result for result in Replay(load(folder)).judge(lambda text: None)}
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_official_program(name):
+    for result in judge(GOLDEN / name).values():
+        assert result.verdict is Verdict.PARITY, result.sentence
+        assert len(result.taps) > 10
+
+
+def test_exact_recordings_leave_nothing_undecided():
+    for result in judge(GOLDEN / "pro_exact").values():
+        assert {tap.undecided for tap in result.taps} == {0.0}
+        assert result.ties == 0
+
+
+def config(**changes):
+    merged = SIZES | changes
+    return merged | {"num_hidden_layers": len(merged["compress_ratios"]) - merged["num_nextn_predict_layers"]}
+
+
+WIDE = {"hidden_size": 128, "moe_intermediate_size": 64, "q_lora_rank": 96, "o_lora_rank": 48, "head_dim": 72}
+OTHERS = {
+    "two streams, ratio 4 first": ({"hc_mult": 2, "hc_sinkhorn_iters": 3, "hc_eps": 1e-4, "compress_ratios": [4, 128, 0]}, {}, {}),
+    "three streams, window 8, two rows": (
+        {"hc_mult": 3, "rms_norm_eps": 1e-5, "sliding_window": 8, "compress_ratios": [128, 4, 4]}, {}, {"batch": 2},
+    ),
+    "window 128, longer": ({"sliding_window": 128, "compress_ratios": [0, 4, 128]}, {}, {"tokens": 280, "prefill": 262}),
+    "six heads in three groups": ({"num_attention_heads": 6, "o_groups": 3, "compress_ratios": [4, 0]}, {}, {}),
+    "sigmoid": ({"scoring_func": "sigmoid", "compress_ratios": [0, 4]}, {}, {}),
+    "softmax": ({"scoring_func": "softmax", "compress_ratios": [0, 4]}, {}, {}),
+    "first revision": ({"swiglu_limit": 0.5, "compress_ratios": [0, 4]}, {"shared_expert_clamp": False}, {}),
+    "other ratios": ({"compress_ratios": [8, 2, 16]}, {}, {}),
+    "mtp": ({"compress_ratios": [0, 4, 0], "num_nextn_predict_layers": 1}, {}, {}),
+    "packed": ({"compress_ratios": [0, 4, 128]} | WIDE, {}, {"packed": True}),
+    "rounded": ({"compress_ratios": [0, 4, 128], "head_dim": 72}, {"quantization_simulation": "published"}, {}),
+    "packed and rounded": ({"compress_ratios": [0, 4]} | WIDE, {"quantization_simulation": "published"}, {"packed": True}),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", OTHERS)
+def test_recordings_of_other_shapes(tmp_path, name):
+    changes, options, run = OTHERS[name]
+    folder = record(tmp_path / "case", config(**changes), Options(**options), **{"tokens": 140, "prefill": 131} | run)
+    for result in judge(folder).values():
+        assert result.verdict is Verdict.PARITY, result.sentence
+
+
+# --- wrong recordings and wrong implementations ------------------------------------------------------------
+
+
+@pytest.fixture
+def copy(tmp_path):
+    """A copy of a recorded case whose vectors `change` may edit."""
+
+    def make(name, change=lambda vectors: None, **config_changes):
+        folder = shutil.copytree(GOLDEN / name, tmp_path / name)
+        vectors = load_file(folder / "vectors.safetensors")
+        change(vectors)
+        save_file(vectors, folder / "vectors.safetensors")
+        raw = json.loads((folder / "config.json").read_text())
+        (folder / "config.json").write_text(json.dumps(raw | config_changes))
+        return folder
+
+    return make
+
+
+@pytest.mark.parametrize(
+    ("tap", "amount"),
+    [
+        ("logits.oneshot", 2e-4),
+        ("logits.incremental", 5e-4),
+        ("mtp.logits.oneshot", 2e-4),
+        ("layers.1.attn", 1e-4),
+        ("layers.0.ffn", 2e-4),
+        ("layers.1.streams", 5e-4),
+        ("layers.0.router.weights", 5e-5),
+        ("layers.1.compressed_kv", 2e-4),
+        ("layers.1.indexer.compressed", 2e-4),
+    ],
+)
+def test_one_wrong_number_is_seen(copy, tap, amount):
+    """One element moved by some hundred roundings turns both implementations red, and the tap is named."""
+    folder = copy("mtp_exact", lambda vectors: vectors[tap][0, 7].view(-1)[1:2].add_(amount))
+    for result in judge(folder).values():
+        assert result.verdict is Verdict.DIVERGES
+        assert f"'{tap}'" in result.sentence
+
+
+@pytest.mark.parametrize("tap", ["layers.0.router.experts", "layers.1.router.experts", "layers.1.indexer.rows"])
+def test_one_wrong_choice_is_seen(copy, tap):
+    def other_choice(vectors):
+        row = vectors[tap][0, 45]
+        row[0] = next(item for item in range(8) if item not in row)
+
+    for result in judge(copy("mtp_exact", other_choice)).values():
+        assert result.verdict is Verdict.DIVERGES
+        assert any(tap_result.name == tap and tap_result.ratio > 1 for tap_result in result.taps)
+
+
+def test_a_noisy_native_recording_is_seen(copy):
+    """The recording itself is held to the reference's own error: noise in it does not buy the candidate room."""
+    noise = lambda vectors: vectors["layers.1.attn"].add_(torch.randn(vectors["layers.1.attn"].shape) * 0.5)  # noqa: E731
+    for result in judge(copy("flash_native_bfloat16", noise)).values():
+        assert result.verdict is Verdict.DIVERGES
+        assert "the recording's RMS error" in result.sentence
+
+
+def test_the_other_revision_is_seen(copy):
+    folder = copy("clamp_exact")
+    case = json.loads((folder / "case.json").read_text())
+    case["options"]["shared_expert_clamp"] = False
+    (folder / "case.json").write_text(json.dumps(case))
+    assert {result.verdict for result in judge(folder).values()} == {Verdict.DIVERGES}
+
+
+def transposed(self, v, streams, post, comb):
+    mixed = comb @ streams.astype(mx.float32)
+    return (post[..., None] * v[..., None, :].astype(mx.float32) + mixed).astype(streams.dtype)
+
+
+WRONG = {
+    "hyper-connection by comb": (dsv4_mlx.hyper_connection.HyperConnection, "post", transposed, ["flash_exact", "flash_native_bfloat16"]),
+    "no KV rounding": (dsv4_mlx.quantization.KVQuant, "__call__", lambda self, x: x, ["flash_quantized"]),
+    "no rotation": (dsv4_mlx.quantization, "hadamard", lambda x: x, ["flash_quantized", "flash_native_bfloat16"]),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", WRONG)
+def test_a_wrong_port_is_told_from_a_wrong_recording(name):
+    owner, attribute, replacement, cases = WRONG[name]
+    with mock.patch.object(owner, attribute, replacement):
+        for case in cases:
+            results = judge(GOLDEN / case)
+            assert results["reference_torch"].verdict is Verdict.PARITY
+            assert results["dsv4_mlx"].verdict is Verdict.DIVERGES
+
+
+# --- what is given on the command line ---------------------------------------------------------------------
+
+
+def test_a_folder_of_cases_and_prose_beside_them():
+    assert [path.name for path in find([str(GOLDEN)])] == CASES
+    assert [path.name for path in find([str(GOLDEN / "README.md"), str(GOLDEN / "pro_exact")])] == ["pro_exact"]
+
+
+def test_report_names_the_first_red_case(copy):
+    folder = copy("flash_short_exact", lambda vectors: vectors["logits.oneshot"][0, 3, 5].add_(1e-2))
+    report = golden([str(folder)], environment={})
+    assert report.verdict is Verdict.DIVERGES
+    assert report.sentence.startswith("flash_short_exact: reference_torch and the recording part in")
+
+
+DAMAGE = {
+    "lacks 'logits.oneshot', which every recorded case needs": lambda v: v.pop("logits.oneshot"),
+    "lacks 'layers.0.attn'; a recorded case holds every tap": lambda v: v.pop("layers.0.attn"),
+    "holds 'layers.9.attn', which this config has no place for": lambda v: v.update({"layers.9.attn": torch.zeros(1)}),
+    "'layers.1.attn' has shape (1, 3, 64); the config asks for (1, 7, 64)": lambda v: v.update(
+        {"layers.1.attn": torch.zeros(1, 3, 64)}
+    ),
+    "'layers.0.ffn' holds values that are not finite": lambda v: v["layers.0.ffn"][0, 0].fill_(float("nan")),
+    "'input_ids' holds an id outside 0 .. 255": lambda v: v["input_ids"].fill_(256),
+    "'layers.0.router.experts' holds a choice outside 0 .. 7": lambda v: v["layers.0.router.experts"].fill_(8),
+}
+
+
+@pytest.mark.parametrize("sentence", DAMAGE)
+def test_damaged_vectors(copy, sentence):
+    folder = copy("flash_short_exact", DAMAGE[sentence])
+    with pytest.raises(BadInput) as caught:
+        load(folder)
+    assert sentence in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("text", "sentence"),
+    [
+        ("{", "is not valid JSON"),
+        ("[]", "needs 'options' with exactly shared_expert_clamp and quantization_simulation"),
+        (
+            '{"options": {"shared_expert_clamp": 1, "quantization_simulation": "none"}}',
+            "shared_expert_clamp = 1; it must",
+        ),
+        ('{"options": {"shared_expert_clamp": true, "quantization_simulation": "some"}}', "'some'; it must be none or"),
+        ('{"options": {"shared_expert_clamp": true, "quantization_simulation": "none"}}', "needs 'incremental' with"),
+    ],
+)
+def test_damaged_case(copy, text, sentence):
+    folder = copy("flash_short_exact")
+    (folder / "case.json").write_text(text)
+    with pytest.raises(BadInput) as caught:
+        load(folder)
+    assert sentence in str(caught.value)
+
+
+def test_every_recorded_vector_is_compared():
+    """No tap passes because nobody looked: each name in the file is among the comparisons of each implementation."""
+    for name in ("flash_exact", "mtp_exact"):
+        recorded = set(load_file(GOLDEN / name / "vectors.safetensors")) - {"input_ids"}
+        for result in judge(GOLDEN / name).values():
+            assert recorded <= {tap.name for tap in result.taps}
+    assert parity.golden.IMPLEMENTATIONS == ("reference_torch", "dsv4_mlx")
