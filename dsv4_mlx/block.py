@@ -12,7 +12,7 @@ from .norm import RMSNorm
 
 
 class Block(nn.Module):
-    """Layer ``index``; MTP block m is layer num_hidden_layers + m, and never routes by token id."""
+    """Layer ``index``; MTP block m is layer num_hidden_layers + m."""
 
     def __init__(self, config: ModelArgs, index: int):
         super().__init__()

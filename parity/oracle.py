@@ -80,8 +80,7 @@ def decision_paths(config: dict) -> dict[str, str]:
     for layer, ratio in enumerate(config["compress_ratios"]):
         depth = layer - config["num_hidden_layers"]
         prefix = f"layers.{layer}" if depth < 0 else f"mtp.{depth}"
-        hashed = 0 <= layer < min(config["num_hash_layers"], config["num_hidden_layers"])
-        paths[f"{prefix}.ffn.gate"] = "table" if hashed else "router"
+        paths[f"{prefix}.ffn.gate"] = "table" if layer < config["num_hash_layers"] else "router"
         if ratio == 4:
             paths[f"{prefix}.attn.indexer"] = "indexer"
     return paths

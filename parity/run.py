@@ -107,7 +107,7 @@ def _concluded(report: Report) -> Report:
 
 
 def _finding(result: PairResult, judged: set[str]) -> Finding:
-    """The first deviation, and what follows from its parts: where all of them were judged and agree, their glue is wrong."""
+    """The first deviation; where all of its parts were judged and agree, what joins them is wrong."""
     parts = registry()[result.name].contains
     glue = (
         f" (its parts {', '.join(parts)} all agree, so what joins them is wrong)"

@@ -80,7 +80,9 @@ def decoded(tensors: dict[str, Tensor]):
         if scale is None:
             raise CheckpointError(f"tensor '{name}' is packed as {stored} and its scale '{owner}.scale' is missing.")
         if tensor.ndim != 2:
-            raise CheckpointError(f"tensor '{name}' is packed as {stored} and has shape {tuple(tensor.shape)}; it must be a matrix.")
+            raise CheckpointError(
+                f"tensor '{name}' is packed as {stored} and has shape {tuple(tensor.shape)}; it must be a matrix."
+            )
         rows, columns = tensor.shape
         expected = (-(-rows // 128), -(-columns // 128)) if stored == "fp8" else (rows, -(-columns // 16))
         if tuple(scale.shape) != expected:

@@ -156,7 +156,7 @@ class Config:
 
     def is_hash_routed(self, layer: int) -> bool:
         """Whether a layer takes its experts from the table `tid2eid` (spec 10)."""
-        return layer < min(self.num_hash_layers, self.num_hidden_layers)
+        return layer < self.num_hash_layers
 
     def _check(self) -> None:
         for key in (

@@ -49,11 +49,15 @@ def config(**changes):
 
 WIDE = {"hidden_size": 128, "moe_intermediate_size": 64, "q_lora_rank": 96, "o_lora_rank": 48, "head_dim": 72}
 OTHERS = {
-    "two streams, ratio 4 first": ({"hc_mult": 2, "hc_sinkhorn_iters": 3, "hc_eps": 1e-4, "compress_ratios": [4, 128, 0]}, {}, {}),
+    "two streams, ratio 4 first": (
+        {"hc_mult": 2, "hc_sinkhorn_iters": 3, "hc_eps": 1e-4, "compress_ratios": [4, 128, 0]}, {}, {},
+    ),
     "three streams, window 8, two rows": (
         {"hc_mult": 3, "rms_norm_eps": 1e-5, "sliding_window": 8, "compress_ratios": [128, 4, 4]}, {}, {"batch": 2},
     ),
-    "window 128, longer": ({"sliding_window": 128, "compress_ratios": [0, 4, 128]}, {}, {"tokens": 280, "prefill": 262}),
+    "window 128, longer": (
+        {"sliding_window": 128, "compress_ratios": [0, 4, 128]}, {}, {"tokens": 280, "prefill": 262},
+    ),
     "six heads in three groups": ({"num_attention_heads": 6, "o_groups": 3, "compress_ratios": [4, 0]}, {}, {}),
     "sigmoid": ({"scoring_func": "sigmoid", "compress_ratios": [0, 4]}, {}, {}),
     "softmax": ({"scoring_func": "softmax", "compress_ratios": [0, 4]}, {}, {}),
@@ -62,7 +66,9 @@ OTHERS = {
     "mtp": ({"compress_ratios": [0, 4, 0], "num_nextn_predict_layers": 1}, {}, {}),
     "packed": ({"compress_ratios": [0, 4, 128]} | WIDE, {}, {"packed": True}),
     "rounded": ({"compress_ratios": [0, 4, 128], "head_dim": 72}, {"quantization_simulation": "published"}, {}),
-    "packed and rounded": ({"compress_ratios": [0, 4]} | WIDE, {"quantization_simulation": "published"}, {"packed": True}),
+    "packed and rounded": (
+        {"compress_ratios": [0, 4]} | WIDE, {"quantization_simulation": "published"}, {"packed": True},
+    ),
 }  # fmt: skip
 
 
@@ -148,7 +154,9 @@ def transposed(self, v, streams, post, comb):
 
 
 WRONG = {
-    "hyper-connection by comb": (dsv4_mlx.hyper_connection.HyperConnection, "post", transposed, ["flash_exact", "flash_native_bfloat16"]),
+    "hyper-connection by comb": (
+        dsv4_mlx.hyper_connection.HyperConnection, "post", transposed, ["flash_exact", "flash_native_bfloat16"],
+    ),
     "no KV rounding": (dsv4_mlx.quantization.KVQuant, "__call__", lambda self, x: x, ["flash_quantized"]),
     "no rotation": (dsv4_mlx.quantization, "hadamard", lambda x: x, ["flash_quantized", "flash_native_bfloat16"]),
 }  # fmt: skip

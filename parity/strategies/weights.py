@@ -46,8 +46,8 @@ def checkpoint_tensors(config: dict, seed: int, dtype: str) -> dict[str, Tensor]
         vector(f"{prefix}.ape", ratio, channels)
         norm(f"{prefix}.norm.weight", width)
 
-    def block(prefix: str, layer: int, hashed: bool) -> None:
-        ratio = config["compress_ratios"][layer]
+    def block(prefix: str, layer: int) -> None:
+        ratio, hashed = config["compress_ratios"][layer], layer < config["num_hash_layers"]
         hyper_connection(f"{prefix}.hc_attn", (2 + n) * n, 3)
         hyper_connection(f"{prefix}.hc_ffn", (2 + n) * n, 3)
         norm(f"{prefix}.attn_norm.weight", dim)
@@ -82,13 +82,13 @@ def checkpoint_tensors(config: dict, seed: int, dtype: str) -> dict[str, Tensor]
 
     matrix("embed.weight", config["vocab_size"], dim, gain=dim**0.5)
     for layer in range(config["num_hidden_layers"]):
-        block(f"layers.{layer}", layer, hashed=layer < config["num_hash_layers"])
+        block(f"layers.{layer}", layer)
     norm("norm.weight", dim)
     hyper_connection("hc_head", n, 1)
     matrix("head.weight", config["vocab_size"], dim)
     for index in range(config["num_nextn_predict_layers"]):
         prefix = f"mtp.{index}"
-        block(prefix, config["num_hidden_layers"] + index, hashed=False)
+        block(prefix, config["num_hidden_layers"] + index)
         matrix(f"{prefix}.e_proj.weight", dim, dim)
         matrix(f"{prefix}.h_proj.weight", dim, dim)
         for name in ("enorm", "hnorm", "norm"):
