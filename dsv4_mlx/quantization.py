@@ -100,6 +100,8 @@ def fp4_fake_quant(x: mx.array, group: int = FP4_GROUP) -> mx.array:
 
 def hadamard(x: mx.array) -> mx.array:
     """x H / sqrt(C), H Sylvester's matrix over the last axis (a power of 2), computed wide (spec 12.5)."""
+    if x.size == 0:  # no row yet: MLX's transform refuses empty arrays
+        return x
     return mx.hadamard_transform(norm.wide(x)).astype(x.dtype)
 
 

@@ -16,7 +16,7 @@ from torch import Tensor
 
 from reference_torch.quantization import hadamard
 
-from . import decisions, oracle, taps, undecided
+from . import oracle, taps, undecided
 from .recordings import Recording, find, load
 from .results import GoldenResult, GoldenTap, Report, Verdict, overall
 from .sides import MLXSide, TorchSide
@@ -24,11 +24,6 @@ from .tolerance import SCATTER, measure, peak, rms
 
 # A recording and an implementation each carry the rounding of their own type.
 BOTH_SIDES = 2.0
-# A row is behind a flipped rounding where some run is this many times noisier than the typical row: rounding noise of
-# one tensor varies tenfold between rows, one step of fp8 is ten thousand times float32's noise.
-FLIP = 30.0
-# Nudged runs flip some of the undecided roundings; another program may flip others, or more of them.
-FLIP_MARGIN = 3.0
 IMPLEMENTATIONS = ("reference_torch", "dsv4_mlx")
 
 
@@ -227,7 +222,7 @@ class Replay:
                 note=f"has shape {tuple(got.shape)}",
             )
         if self.recording.native:
-            judged = by_rms(family, tap, got.double(), recorded)
+            judged = by_rms(family, tap, got.double(), recorded, free=name == "logits.incremental")
         else:
             judged = by_token(family, tap, got.double(), recorded, causal=schedule == "accumulated")
         return replace(judged, name=name, schedule=schedule)
@@ -238,39 +233,16 @@ class Replay:
         layer, kind = path.split(".")[1], "indexer.rows" if self.paths[path] == "indexer" else "router.experts"
         name = f"layers.{layer}.{kind}"
         recorded = self.recording.vectors[name].long()
-        scores = family.exact.scores[path]
-        if self.paths[path] == "table":
-            choices = [
-                decisions.same(family.exact.picks[path], picks, scores.shape[-1])
-                for picks in (recorded, observed.free[path])
-            ]
-        else:
-            allowed, k = oracle.allowed_items(module, scores)
-            hidden = [
-                run.scores[path].masked_fill(~allowed, 0) for run in (family.exact, family.baseline, *family.nulls)
-            ]
-            noise = measure(hidden[0], hidden[1], hidden[2:], hidden[1], self.recording.dtype).limit_max
-            margin = torch.full(scores.shape[:2], noise, dtype=torch.float64)
-            for run in family.nudged:
-                moved = (run.scores[path] - family.exact.scores[path]).masked_fill(~allowed, 0).abs().amax(-1)
-                margin = torch.maximum(margin, moved * FLIP_MARGIN)
-            biased = scores.double() + (module.bias.double() if hasattr(module, "bias") else 0)
-            choices = [decisions.judge(biased, allowed, picks, k, margin) for picks in (recorded, observed.free[path])]
+        judge = lambda picks: oracle.judge_picks(  # noqa: E731
+            module, path, picks, family.exact, family.baseline, family.nulls, family.nudged, self.recording.dtype
+        )
+        choices = [judge(recorded), judge(observed.free[path])]
         illegal = sum(choice.illegal for choice in choices)
         worst = max(choice.worst_excess for choice in choices)
         note = f"{illegal} choices beyond their margin" if illegal else ""
-        return GoldenTap(
-            name,
-            "isolated",
-            0.0,
-            0.0,
-            0.0,
-            0.0,
-            max(worst, 1.0 + 1e-9) if illegal else 0.0,
-            0.0,
-            sum(c.ties for c in choices),
-            note,
-        )
+        ratio = max(worst, 1.0 + 1e-9) if illegal else 0.0
+        ties = sum(choice.ties for choice in choices)
+        return GoldenTap(name, "isolated", 0.0, 0.0, 0.0, 0.0, ratio, 0.0, ties, note)
 
     def result(self, name: str) -> GoldenResult:
         """One implementation's row: all of its taps, and the worst in a sentence."""
@@ -302,10 +274,9 @@ def by_token(family: Family, tap: str, got: Tensor, recorded: Tensor, causal: bo
     """
     exact, baseline, nulls, nudged = family.tap(tap)
     exact, error = exact.double(), got - recorded
-    noise = torch.stack([_largest_by_row(run.double() - exact) for run in (baseline, *nulls, *nudged)])
     decided = torch.ones(error.shape[:2], dtype=torch.bool)
     if nudged:
-        decided = noise.amax(0) <= FLIP * noise[0].median()
+        decided, noise = undecided.decided_rows(exact, baseline, [*nulls, *nudged])
         decided = decided.cummin(1)[0] if causal else decided
     limit_rms = limit_max = ratio = 0.0
     if decided.any():
@@ -316,30 +287,28 @@ def by_token(family: Family, tap: str, got: Tensor, recorded: Tensor, causal: bo
     beyond = ~decided
     if beyond.any() and causal:
         spread = max(rms(run.double()[beyond] - exact[beyond]) for run in (*nulls, *nudged))
-        ratio = max(ratio, rms(error[beyond]) / (limit_rms + FLIP_MARGIN * spread))
+        ratio = max(ratio, rms(error[beyond]) / (limit_rms + undecided.FLIP_MARGIN * spread))
     elif beyond.any():
-        by_row = _largest_by_row(error)
-        ratio = max(ratio, float((by_row / (limit_max + FLIP_MARGIN * noise.amax(0)))[beyond].max()))
-    flips = int((_largest_by_row(error) > limit_max)[beyond].sum())
+        allowed = limit_max + undecided.FLIP_MARGIN * noise
+        ratio = max(ratio, float((undecided.largest_by_row(error) / allowed)[beyond].max()))
+    flips = int((undecided.largest_by_row(error) > limit_max)[beyond].sum())
     undecided_share = float(beyond.double().mean()) if beyond.numel() else 0.0
     return GoldenTap("", "", rms(error), peak(error), limit_rms, limit_max, ratio, undecided_share, flips)
 
 
-def _largest_by_row(x: Tensor) -> Tensor:
-    """[B, S, ...] -> the largest magnitude of each token or compressed row [B, S]."""
-    return x.abs().flatten(2).amax(-1)
+def by_rms(family: Family, tap: str, got: Tensor, recorded: Tensor, free: bool) -> GoldenTap:
+    """Production arithmetic: RMS errors against exact, the implementation's beside the recording's, that beside the null.
 
-
-def by_rms(family: Family, tap: str, got: Tensor, recorded: Tensor) -> GoldenTap:
-    """Production arithmetic: RMS errors against exact, the implementation's beside the recording's, and the
-    recording's beside the null."""
+    Where the recording chose freely (`free`), a handful of flipped choices makes up its error, and so the null's: their
+    number scatters far more than the rounding of many elements does.
+    """
     exact, baseline, nulls, _ = family.tap(tap)
     exact = exact.double()
     measured = measure(exact, baseline, nulls, got, "bfloat16")
     factor = measured.rule.pooled * (1 + SCATTER / max(measured.rows, 1) ** 0.5)
     recorded_error = rms(recorded - exact)
     limit = max(factor * recorded_error, measured.floor_rms)
-    recording_limit = max(factor * measured.null_rms, measured.floor_rms)
+    recording_limit = max((undecided.FLIP_MARGIN if free else factor) * measured.null_rms, measured.floor_rms)
     ratio = max(measured.error_rms / limit, recorded_error / recording_limit)
     note = ""
     if recorded_error > recording_limit:

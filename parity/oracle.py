@@ -17,7 +17,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from . import decisions, taps
+from . import decisions, taps, undecided
 from .rounding import OtherRounding
 from .sides import TorchSide
 from .tolerance import EXACT, Measurement, measure
@@ -131,10 +131,19 @@ def null_runs(
 
 
 def judge(
-    exact: Observation, baseline: Observation, nulls: list[Observation], candidate: Observation, model, dtype: str
+    exact: Observation,
+    baseline: Observation,
+    nulls: list[Observation],
+    candidate: Observation,
+    model,
+    dtype: str,
+    nudged: list[Observation] | tuple = (),
 ) -> Judged:
-    """Measure every tap and every decision of the candidate. `model` is the exact side's, or None where nothing
-    decides."""
+    """Measure every tap and every decision of the candidate.
+
+    `model` is the exact side's, or None where nothing decides; `nudged` are the exact runs with undecided roundings
+    moved.
+    """
     judged = Judged()
     for name, reference in exact.taps.items():
         got = candidate.taps.get(name)
@@ -145,22 +154,58 @@ def judge(
         elif got.dtype.is_floating_point != reference.dtype.is_floating_point:
             judged.broken[name] = f"has type {got.dtype}"
         elif reference.numel():
-            judged.taps[name] = measure(reference, baseline.taps[name], [run.taps[name] for run in nulls], got, dtype)
+            others = [run.taps[name] for run in nulls], [run.taps[name] for run in nudged]
+            judged.taps[name] = measure_rows(reference, baseline.taps[name], *others, got, dtype)
     for path, scores in exact.scores.items():
         if path not in candidate.scores or candidate.scores[path].shape != scores.shape:
             judged.broken[f"{path}.scores"] = "was not produced in the reference's shape"
             continue
         module = taps.find(model, path)
-        allowed, k = allowed_items(module, scores)
-        noise = _measure_scores(path, allowed, exact, baseline, nulls, candidate, dtype)
-        judged.taps[f"{path}.scores"] = noise
+        runs = hidden_scores(module, path, [exact, baseline, candidate, *nulls, *nudged])
+        others = runs[3 : 3 + len(nulls)], runs[3 + len(nulls) :]
+        judged.taps[f"{path}.scores"] = measure_rows(runs[0], runs[1], *others, runs[2], dtype)
         picks = candidate.picks[path]
-        if getattr(module, "hashed", False):
-            judged.choices[path] = decisions.same(exact.picks[path], picks, scores.shape[-1])
-        else:
-            biased = scores.double() + (module.bias.double() if hasattr(module, "bias") else 0)
-            judged.choices[path] = decisions.judge(biased, allowed, picks, k, noise.limit_max)
+        judged.choices[path] = judge_picks(module, path, picks, exact, baseline, nulls, nudged, dtype)
     return judged
+
+
+def measure_rows(
+    exact: Tensor, baseline: Tensor, nulls: list[Tensor], nudged: list[Tensor], got: Tensor, dtype: str
+) -> Measurement:
+    """`measure`, but that rows behind an undecided rounding may differ by what its flip does."""
+    if not nudged or not exact.numel():
+        return measure(exact, baseline, nulls, got, dtype)
+    decided, noise = undecided.decided_rows(exact, baseline, [*nulls, *nudged])
+    if decided.all() or not decided.any():
+        return measure(exact, baseline, [*nulls, *nudged], got, dtype)
+    kept = [tensor[decided] for tensor in (exact, baseline, got, *nulls, *nudged)]
+    measured = measure(kept[0], kept[1], kept[3:], kept[2], dtype)
+    error = undecided.largest_by_row(got.double() - exact.double())
+    beyond = (error / (measured.limit_max + undecided.FLIP_MARGIN * noise))[~decided].max()
+    return dataclasses.replace(measured, error_max=max(measured.error_max, float(beyond) * measured.limit_max))
+
+
+def hidden_scores(module, path: str, runs: list[Observation]) -> list[Tensor]:
+    """The scores of each run, with 0 for what may not be chosen."""
+    allowed, _ = allowed_items(module, runs[0].scores[path])
+    return [run.scores[path].masked_fill(~allowed, 0) for run in runs]
+
+
+def judge_picks(
+    module, path: str, picks: Tensor, exact: Observation, baseline: Observation, nulls, nudged, dtype: str
+) -> decisions.Choice:
+    """Are these picks [B, S, k] what the exact scores allow, within the noise of the scores at each token?"""
+    scores = exact.scores[path]
+    if getattr(module, "hashed", False):
+        return decisions.same(exact.picks[path], picks, scores.shape[-1])
+    allowed, k = allowed_items(module, scores)
+    truth, base, *others = hidden_scores(module, path, [exact, baseline, *nulls, *nudged])
+    noise = measure(truth, base, others[: len(nulls)], base, dtype).limit_max
+    margin = torch.full(scores.shape[:2], noise, dtype=torch.float64)
+    for run in others[len(nulls) :]:
+        margin = torch.maximum(margin, undecided.FLIP_MARGIN * (run - truth).abs().amax(-1)) if run.numel() else margin
+    biased = scores.double() + (module.bias.double() if hasattr(module, "bias") else 0)
+    return decisions.judge(biased, allowed, picks, k, margin)
 
 
 def allowed_items(module, scores: Tensor) -> tuple[Tensor, int]:
@@ -185,12 +230,6 @@ def judge_exact(reference: Observation, candidate: Observation) -> Judged:
             measured, limit_rms=0.0, limit_max=0.0, floor_rms=0.0, floor_max=0.0, rule=EXACT
         )
     return judged
-
-
-def _measure_scores(path: str, allowed: Tensor, exact, baseline, nulls, candidate, dtype: str) -> Measurement:
-    """Scores before the choice; what may not be chosen does not count."""
-    hidden = [run.scores[path].masked_fill(~allowed, 0) for run in (exact, baseline, candidate, *nulls)]
-    return measure(hidden[0], hidden[1], hidden[3:], hidden[2], dtype)
 
 
 def replayable(observation: Observation, paths: dict[str, str]) -> dict[str, Tensor]:

@@ -23,6 +23,27 @@ NOISE_MARGIN = 4.0
 # Runs come in pairs that move every value in opposite directions, so that each undecided value falls over in one of
 # the two.
 NUDGED_PAIRS = 3
+# A row is behind a flipped rounding where some run is this many times noisier than the typical row: rounding noise of
+# one tensor varies tenfold between rows, one step of fp8 is ten thousand times float32's noise.
+FLIP = 30.0
+# Nudged runs flip some of the undecided roundings; another program may flip others, or more of them.
+FLIP_MARGIN = 3.0
+
+
+def decided_rows(exact: Tensor, baseline: Tensor, others: list[Tensor]) -> tuple[Tensor, Tensor]:
+    """Which rows of a tensor [B, S, ...] no undecided rounding reaches, and each row's largest error in any run.
+
+    `others` are the runs with other rounding and the nudged ones. -> bool [B, S], float [B, S].
+    """
+    exact = exact.double()
+    noise = torch.stack([largest_by_row(run.double() - exact) for run in (baseline, *others)])
+    usual = noise[0].median() if noise[0].numel() else noise.new_zeros(())
+    return noise.amax(0) <= FLIP * usual, noise.amax(0)
+
+
+def largest_by_row(x: Tensor) -> Tensor:
+    """[B, S, ...] -> the largest magnitude of each token or compressed row [B, S]."""
+    return x.abs().flatten(2).amax(-1)
 
 
 @contextmanager

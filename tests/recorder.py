@@ -39,22 +39,24 @@ def record(
     seed: int = 0,
     packed: bool = False,
     batch: int = 1,
+    native: bool = False,
 ) -> Path:
-    """Write one case: weights drawn from `seed`, float32 arithmetic, a prefill and then token by token."""
+    """Write one case: weights drawn from `seed`, float32 (or bfloat16) arithmetic, a prefill and then token by token."""
     folder.mkdir(parents=True)
     tensors = checkpoint_tensors(config, seed, "bfloat16")
     if packed:
         tensors = pack(tensors)
-    model = build(Config.from_dict(config), tensors, torch.float32, options)
+    model = build(Config.from_dict(config), tensors, torch.bfloat16 if native else torch.float32, options)
     ids = torch.randint(0, config["vocab_size"], (batch, tokens), generator=torch.Generator().manual_seed(seed))
     with torch.no_grad(), OtherRounding(seed + 1, sequential=False):
         vectors = run(model, config, options, ids, prefill)
     save_file({name: value.contiguous() for name, value in tensors.items()}, folder / "model.safetensors")
+    vectors = {name: value.float() if value.is_floating_point() else value for name, value in vectors.items()}
     save_file({name: value.contiguous() for name, value in vectors.items()}, folder / "vectors.safetensors")
     (folder / "config.json").write_text(json.dumps(config))
     case = {
         "name": folder.name,
-        "arithmetic": "float32",
+        "arithmetic": "bfloat16" if native else "float32",
         "incremental": {"prefill": prefill, "then": "one token at a time"},
         "options": {
             "shared_expert_clamp": options.shared_expert_clamp,

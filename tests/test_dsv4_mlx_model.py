@@ -92,7 +92,7 @@ PROMPT, NEW = 13, 24  # decoding crosses blocks of 4 and of 8, the window, and m
 
 @pytest.fixture(scope="module")
 def greedy():
-    """The reference's own greedy continuation, token by token in float32 without a state; and the margins of its choices."""
+    """The reference's own greedy continuation in float32, without a state; and the judge of all of it."""
     config = tiny((0, 4, 8))
     judge = Judge(config, token_ids(config, PROMPT), seed=3)
     ids = judge.ids

@@ -181,8 +181,7 @@ SENTENCES = {
     ),
     "scaling is negative": (
         yarn(original_max_position_embeddings=-1),
-        "config key 'rope_scaling' has original_max_position_embeddings=-1; "
-        "it must be a number, zero or more.",
+        "config key 'rope_scaling' has original_max_position_embeddings=-1; it must be a number, zero or more.",
     ),
     "scaling is a bool": (
         yarn(beta_fast=True),

@@ -67,9 +67,7 @@ def test_fp4_every_byte_low_nibble_first():
     """Sixteen bytes share a scale; the eight groups have scales of their own."""
     exponents = list(range(-8, 8))
     decoded = q.decode_fp4(BYTES.view(torch.int8)[None], scales(exponents))
-    expected = [
-        E2M1[nibble] * 2.0 ** exponents[byte // 16] for byte in range(256) for nibble in (byte & 15, byte >> 4)
-    ]
+    expected = [E2M1[nibble] * 2.0 ** exponents[byte // 16] for byte in range(256) for nibble in (byte & 15, byte >> 4)]
     assert same_bits(decoded, torch.tensor([expected]))
 
 

@@ -98,8 +98,6 @@ def test_einsum_as_the_reference_writes_it(equation):
     left, right = equation.split("->")[0].split(",")
     random = torch.Generator().manual_seed(0)
     a, b = (torch.randint(-9, 9, [sizes[axis] for axis in axes], generator=random).float() for axes in (left, right))
-    with OtherRounding(1, sequential=True):
-        assert torch.equal(torch.einsum(equation, a, b), torch.einsum(equation, a, b))
     plain = torch.einsum(equation, a, b)
     with OtherRounding(1, sequential=True):
         assert torch.equal(torch.einsum(equation, a, b), plain)
@@ -124,8 +122,8 @@ def test_softmax_keeps_masked_entries_at_zero_and_its_sum():
 
 @pytest.mark.parametrize(
     ("function", "x"),
-    [(torch.exp, 0.0), (torch.cos, 0.0), (torch.sqrt, 4.0), (lambda x: torch.pow(torch.tensor(1e4), x), 0.0)],
-    ids=["exp 0", "cos 0", "sqrt 4", "pow 0"],
+    [(torch.exp, 0.0), (torch.cos, 0.0), (lambda x: torch.pow(torch.tensor(1e4), x), 0.0)],
+    ids=["exp 0", "cos 0", "pow 0"],
 )
 def test_what_every_library_gets_exactly_stays_exact(function, x):
     x = torch.full((1000,), x)

@@ -104,7 +104,7 @@ def test_one_element_far_off_is_caught_by_the_maximum(dtype):
 
 
 def test_mean_over_one_channel_too_few_is_caught_in_bfloat16():
-    """The defect that a factor of 2 hid: 1/(2D) is about one rounding of bfloat16, so the ratio to the null is about 1.85."""
+    """The defect that a factor of 2 hid: 1/(2D) is about one rounding of bfloat16, and the ratio to the null 1.85."""
     examples = [Norm(20, "bfloat16", seed) for seed in range(20)]
     wrong = [norm.measure(norm.candidate(over=1)) for norm in examples]
     seen = math.sqrt(sum((m.error_rms / m.null_rms) ** 2 for m in wrong) / len(wrong))

@@ -6,7 +6,7 @@ from ..strategies.configs import pick
 from . import Pair
 
 # Ratios without overlap: 128 as published, small ones because they cross more boundaries in fewer tokens.
-PLAIN = pick((8,), (2,), (128,), (3,))
+PLAIN = pick((8,), (2,), (3,), (5,), (128,))
 
 
 def token_inputs(case, dtype):

@@ -5,7 +5,7 @@ from . import Pair
 from .compressor import token_inputs
 
 # Beyond 10, all the chosen scores of a token may be 0 in float32, and nothing defines their normalised weights.
-NO_UNDERFLOW = (1.0, 10.0, 1e-2)
+NO_UNDERFLOW = (1.0, 10.0, 1e-2, 10.0)
 
 
 def compute(side, case, given):

@@ -17,9 +17,9 @@ def lengths(draw, config: dict, most: int, least: int = 1) -> int:
     if 128 in config["compress_ratios"]:
         edges |= {127, 128, 129, 128 + window, 257, 300}
     usable = sorted(edge for edge in edges if least <= edge <= most)
-    # the longer half three times over, so that most examples cross the boundaries; shrinking still goes to the front
+    # the longer half four times over, so that most examples cross the boundaries; shrinking still goes to the front
     # of the list
-    return draw(st.sampled_from(usable + usable[len(usable) // 2 :] * 2))
+    return draw(st.sampled_from(usable + usable[len(usable) // 2 :] * 3))
 
 
 @st.composite
@@ -27,11 +27,12 @@ def chunkings(draw, total: int) -> tuple[int, ...]:
     """`total` tokens as calls: one, one and then token by token, all by ones, or random pieces that cut groups at
     every phase.
 
-    Pieces come most often: they hold single tokens and several at once, behind a past of any length.
+    One shot and pieces come most often: what is wrong without a cache shows in nothing else, and pieces hold single tokens as well as
+    several at once, behind a past of any length.
     """
     if total == 1:
         return (1,)
-    kind = draw(st.sampled_from(("oneshot", "pieces", "oneshot", "pieces", "prefill", "pieces", "tokens")))
+    kind = draw(st.sampled_from(("oneshot", "pieces", "prefill", "oneshot", "pieces", "tokens")))
     if kind == "oneshot":
         return (total,)
     if kind == "tokens" and total <= 48:
