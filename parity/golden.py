@@ -297,7 +297,7 @@ def by_token(family: Family, tap: str, got: Tensor, recorded: Tensor, causal: bo
 
 
 def by_rms(family: Family, tap: str, got: Tensor, recorded: Tensor, free: bool) -> GoldenTap:
-    """Production arithmetic: RMS errors against exact, the implementation's beside the recording's, that beside the null.
+    """Production arithmetic: RMS errors against exact, the implementation's beside the recording's beside the null.
 
     Where the recording chose freely (`free`), a handful of flipped choices makes up its error, and so the null's: their
     number scatters far more than the rounding of many elements does.

@@ -41,7 +41,7 @@ def record(
     batch: int = 1,
     native: bool = False,
 ) -> Path:
-    """Write one case: weights drawn from `seed`, float32 (or bfloat16) arithmetic, a prefill and then token by token."""
+    """Write one case: weights drawn from `seed`, float32 or `native` arithmetic, a prefill, then token by token."""
     folder.mkdir(parents=True)
     tensors = checkpoint_tensors(config, seed, "bfloat16")
     if packed:

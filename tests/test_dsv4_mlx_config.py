@@ -75,7 +75,6 @@ SENTENCES = {
         {"compress_ratios": [0, -4, 8]},
         "compress_ratios must be integers of at least 0, not [0, -4, 8].",
     ),
-    "hash layers": ({"num_hash_layers": 3}, "num_hash_layers is 3, but there are 2 layers."),
     "groups": ({"num_attention_heads": 5}, "num_attention_heads 5 is not divisible by o_groups 2."),
     "odd rope": ({"qk_rope_head_dim": 7}, "qk_rope_head_dim 7 is odd, but channels rotate in pairs."),
     "wide rope": ({"qk_rope_head_dim": 18}, "qk_rope_head_dim 18 is more than head_dim 16."),

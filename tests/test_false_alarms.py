@@ -1,7 +1,7 @@
 """A correct implementation that adds up in another order is never flagged: not in one example, and not pooled.
 
-The candidate is the reference itself under other rounding, from seeds that no null uses. Cases are drawn as in a run, at
-few tokens.
+The candidate is the reference itself under other rounding, from seeds that no null uses. Cases are drawn as in a run,
+at few tokens.
 Run: pytest tests/test_false_alarms.py
 """
 

@@ -48,11 +48,12 @@ def test_published_configs(name, layers, ratios):
     assert read == {key: getattr(config, key) for key in read}
 
 
-def test_hash_routed_layers_are_the_first_of_the_backbone():
+def test_hash_routed_layers_are_the_first():
+    """By layer number alone (spec 10), in which the MTP block is the one after the backbone's."""
     config = Config.from_dict(changed(num_hash_layers=1))
     assert [config.is_hash_routed(layer) for layer in range(3)] == [True, False, False]
     every = Config.from_dict(changed(num_hash_layers=9))
-    assert [every.is_hash_routed(layer) for layer in range(3)] == [True, True, False]  # never an MTP block
+    assert [every.is_hash_routed(layer) for layer in range(3)] == [True, True, True]
 
 
 def test_no_yarn():

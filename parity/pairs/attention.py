@@ -3,6 +3,7 @@
 from ..schedules import calls
 from ..strategies import cases
 from . import Pair
+from .attention_parts import KINDS
 from .compressor import PLAIN, token_inputs
 
 PARTS = ("attention.queries", "attention.window_kv", "attention.softmax", "attention.output")
@@ -42,5 +43,14 @@ PAIRS = (
         inputs=token_inputs,
         compute=compute,
         contains=(*PARTS, "compressor.plain"),
+    ),
+    Pair(
+        name="attention.simulated",
+        title="attention of each kind with the published fp8 and fp4 roundings",
+        spec="9",
+        cases=lambda profile: cases(profile, KINDS, simulation="published"),
+        inputs=token_inputs,
+        compute=compute,
+        contains=("attention.window", "attention.overlap", "attention.plain", "fake_quant", "hadamard"),
     ),
 )

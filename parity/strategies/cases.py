@@ -111,13 +111,14 @@ def cases(
     most_tokens: int | None = None,
     complete_group: bool = False,
     incremental: bool = True,
-    simulation: bool = False,
+    simulation: str = "none",
     scales: tuple[float, ...] = (1.0, 1e-2, 30.0),
     **fixed,
 ) -> Case:
     """A case with these ratios (a tuple, or a strategy for one); `fixed` overrides config keys.
 
     complete_group: at least as many tokens as make one compressed row, for what has no output without one.
+    simulation: the quantisation simulation of both sides.
     """
     layers = draw(ratios) if isinstance(ratios, st.SearchStrategy) else ratios
     config = draw(configs(layers, mtp)) | fixed
@@ -135,6 +136,6 @@ def cases(
         chunks=chunks,
         cached=len(chunks) > 1 or (incremental and draw(pick(False, False, False, False, True))),
         scale=draw(pick(*scales)),
-        quantization_simulation=draw(pick("none", "published")) if simulation else "none",
+        quantization_simulation=simulation,
         shared_expert_clamp=draw(pick(True, False)),
     )

@@ -27,8 +27,8 @@ def chunkings(draw, total: int) -> tuple[int, ...]:
     """`total` tokens as calls: one, one and then token by token, all by ones, or random pieces that cut groups at
     every phase.
 
-    One shot and pieces come most often: what is wrong without a cache shows in nothing else, and pieces hold single tokens as well as
-    several at once, behind a past of any length.
+    One shot and pieces come most often: what is wrong without a cache shows in nothing else, and pieces hold single
+    tokens as well as several at once, behind a past of any length.
     """
     if total == 1:
         return (1,)
