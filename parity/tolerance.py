@@ -105,6 +105,11 @@ def measure(exact: Tensor, baseline: Tensor, nulls: list[Tensor], candidate: Ten
     The floor is one rounding to the output's type: spacing/sqrt(12) for the RMS of 64 elements and more, a whole
     spacing for fewer and for the maximum. An error below it cannot be told from a correct rounding.
     """
+    # What is 0/0 or overflows in the reference itself is no claim about the candidate.
+    undefined = ~torch.stack([tensor.isfinite() for tensor in (exact, baseline, *nulls)]).all(0)
+    exact, baseline, candidate, *nulls = (
+        tensor.masked_fill(undefined, 0) for tensor in (exact, baseline, candidate, *nulls)
+    )
     exact = exact.double()
     scale, highest = rms(exact), peak(exact)
     whole = spacing(baseline.dtype, scale)
