@@ -84,26 +84,35 @@ def layers_table(results: list[LayerResult]) -> Table:
 
 
 def golden_table(report: Report) -> Table:
-    """One row a recorded case and implementation."""
+    """One row a recorded case: each implementation's worst error over its limit, and where that is.
+
+    `undecided` is the largest share of tokens, over all taps, behind a rounding that no correct program can be held to.
+    """
+    implementations = list(dict.fromkeys(result.implementation for result in report.golden))
     table = Table(title="Recorded vectors of the official program", title_justify="left", pad_edge=False)
-    for heading in ("case", "implementation", "type"):
-        table.add_column(heading, no_wrap=True)
-    table.add_column("compared", justify="right")
-    table.add_column("error / limit", justify="right")
-    table.add_column("worst tap")
-    table.add_column("ties", justify="right")
+    table.add_column("case", no_wrap=True)
+    table.add_column("type", no_wrap=True)
+    table.add_column("taps", justify="right")
+    for name in implementations:
+        table.add_column(f"error / limit\n{name.rsplit('_', 1)[-1]}", justify="right")
+    table.add_column("worst tap", no_wrap=True)
+    table.add_column("undecided", justify="right")
     table.add_column("verdict", no_wrap=True)
-    for result in report.golden:
-        worst = max(result.taps, key=lambda tap: tap.ratio)
+    for case in dict.fromkeys(result.case for result in report.golden):
+        rows = {result.implementation: result for result in report.golden if result.case == case}
+        taps = [tap for row in rows.values() for tap in row.taps]
+        worst = max(taps, key=lambda tap: tap.ratio)
+        undecided = max(tap.undecided for tap in taps)
+        verdict = next((row.verdict for row in rows.values() if row.verdict is not Verdict.PARITY), Verdict.PARITY)
+        first = next(iter(rows.values()))
         table.add_row(
-            result.case,
-            result.implementation,
-            result.dtype,
-            str(len(result.taps)),
-            _ratio(result.ratio),
-            f"{worst.name} ({worst.schedule})",
-            str(result.ties),
-            f"[{_colour(result.verdict)}]{result.verdict.value}[/]",
+            case,
+            first.dtype,
+            str(len(first.taps)),
+            *(_ratio(rows[name].ratio) for name in implementations),
+            worst.name,
+            f"{undecided:.0%}" if undecided else "-",
+            f"[{_colour(verdict)}]{verdict.value}[/]",
         )
     return table
 
