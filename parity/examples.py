@@ -13,12 +13,8 @@ from .sides import MLXSide, TorchSide
 from .strategies import Case, checkpoint_tensors
 
 
-class CandidateRaised(Exception):
-    """The candidate raised where the reference computed; the message is one line."""
-
-
 def judge_case(pair: Pair, case: Case, dtype: str) -> oracle.Judged:
-    """Judge `dsv4_mlx` on one example of a pair. Raises CandidateRaised.
+    """Judge `dsv4_mlx` on one example of a pair. Raises oracle.CandidateRaised.
 
     Only the candidate follows the case's schedule. The reference runs in one shot without state, which the first
     check of every run has shown to be the same; so a mistake between calls has nothing on the other side to hide
@@ -28,10 +24,7 @@ def judge_case(pair: Pair, case: Case, dtype: str) -> oracle.Judged:
     given = pair.inputs(case, dtype)
     paths = oracle.decision_paths(case.config)
     mlx = MLXSide(case.config, case.options, tensors, dtype)
-    try:
-        candidate = oracle.observe(mlx, lambda: pair.compute(mlx, case, given), paths)
-    except Exception as error:
-        raise CandidateRaised(f"{type(error).__name__}: {' '.join(str(error).split())[:300].rstrip('.')}") from error
+    candidate = oracle.observe_candidate(mlx, lambda: pair.compute(mlx, case, given), paths)
     return judge_against_reference(pair, case, dtype, tensors, given, candidate)
 
 

@@ -61,6 +61,7 @@ class Replay:
         self.paths = oracle.decision_paths(recording.raw)
         self.picks = recording.picks()
         self.found: dict[str, list[GoldenTap]] = {name: [] for name in IMPLEMENTATIONS}
+        self.raised: dict[str, str] = {}
 
     def judge(self, progress: Callable[[str], None]) -> list[GoldenResult]:
         """Every tap of the recording, for both implementations."""
@@ -165,16 +166,25 @@ class Replay:
         family = self.family(run, paths, picks)
         for name, side in self.implementations.items():
             observed = self.observe(name, side, run, paths, picks, family)
+            if observed is None:
+                continue
             for tap, recorded in names.items():
                 self.found[name].append(self.compare(recorded, schedule, family, tap, observed.taps[tap]))
             for path in paths:
                 if path in observed.free:
                     self.found[name].append(self.decide(path, family, observed))
 
-    def observe(self, name: str, side, run: Callable, paths: dict, picks: dict, family: Family) -> oracle.Observation:
+    def observe(
+        self, name: str, side, run: Callable, paths: dict, picks: dict, family: Family | None
+    ) -> oracle.Observation | None:
+        """The implementation's run, which for the reference may be the family's baseline; None where it raised."""
         if side is self.base:
-            return family.baseline
-        return oracle.observe(side, lambda: run(side), paths, picks)
+            return family.baseline if family else oracle.observe(side, lambda: run(side), paths, picks)
+        try:
+            return oracle.observe_candidate(side, lambda: run(side), paths, picks)
+        except oracle.CandidateRaised as error:
+            self.raised.setdefault(name, str(error))
+            return None
 
     def whole(self) -> None:
         """The run from the token ids, in one call and in the recorded calls."""
@@ -182,13 +192,10 @@ class Replay:
         calls = self.for_recorded_calls(family)
         for name, side in self.implementations.items():
             once = self.observe(name, side, self.oneshot, self.paths, self.picks, family)
-            steps = oracle.observe(side, lambda side=side: self.incremental(side), self.paths, self.picks)
-            self.found[name].append(
-                self.compare("logits.oneshot", "accumulated", family, "logits", once.taps["logits"])
-            )
-            self.found[name].append(
-                self.compare("logits.incremental", "accumulated", calls, "logits", steps.taps["logits"])
-            )
+            steps = self.observe(name, side, self.incremental, self.paths, self.picks, None)
+            for tap, spread, seen in (("logits.oneshot", family, once), ("logits.incremental", calls, steps)):
+                if seen is not None:
+                    self.found[name].append(self.compare(tap, "accumulated", spread, "logits", seen.taps["logits"]))
 
     def for_recorded_calls(self, family: Family) -> Family:
         """The family whose spread chooses freely where roundings can tip a choice.
@@ -247,6 +254,11 @@ class Replay:
     def result(self, name: str) -> GoldenResult:
         """One implementation's row: all of its taps, and the worst in a sentence."""
         found = self.found[name]
+        if name in self.raised:
+            sentence = f"{name} raised {self.raised[name]}"
+            return GoldenResult(
+                self.recording.name, name, self.recording.dtype, Verdict.CRASHED, sentence, float("inf"), 0, found
+            )
         worst = max(found, key=lambda tap: tap.ratio)
         verdict = Verdict.PARITY if worst.ratio <= 1 else Verdict.DIVERGES
         ties = sum(tap.ties for tap in found)

@@ -56,7 +56,15 @@ KINDS = {0: "window", 4: "ratio 4"}
 
 
 def judge_layers(name: str, dtype: str, seed: int) -> list[LayerResult]:
-    """All layers of one of MODELS in one type."""
+    """All layers of one of MODELS in one type; where the candidate raises, one row that says so."""
+    try:
+        return _judge_layers(name, dtype, seed)
+    except oracle.CandidateRaised:
+        inf = float("inf")
+        return [LayerResult(name, dtype, 0, "whole model", inf, inf, inf, 0.0, Verdict.CRASHED)]
+
+
+def _judge_layers(name: str, dtype: str, seed: int) -> list[LayerResult]:
     ratios = MODELS[name]
     config = SIZES | {"compress_ratios": list(ratios), "num_hidden_layers": len(ratios)}
     case = Case(config=config, seed=seed, chunks=(TOKENS,))
@@ -66,7 +74,7 @@ def judge_layers(name: str, dtype: str, seed: int) -> list[LayerResult]:
         side(config, case.options, tensors, kind)
         for side, kind in ((MLXSide, dtype), (TorchSide, dtype), (TorchSide, "float64"))
     )
-    free = oracle.observe(mlx, lambda: streams(mlx, case), paths)
+    free = oracle.observe_candidate(mlx, lambda: streams(mlx, case), paths)
     replay = oracle.replayable(free, paths)
     free_base, free_exact = (
         oracle.observe(side, lambda side=side: streams(side, case), paths, replay) for side in (base, exact)
@@ -78,7 +86,7 @@ def judge_layers(name: str, dtype: str, seed: int) -> list[LayerResult]:
         judged = judge_alone(layer, given, case, paths, dtype, mlx, base, exact)
         tap = f"layers.{layer}"
         truth = free_exact.taps[tap].double()
-        alone = judged.taps["streams"]
+        alone = judged.taps.get("streams")
         rows.append(
             LayerResult(
                 model=name,
@@ -86,7 +94,7 @@ def judge_layers(name: str, dtype: str, seed: int) -> list[LayerResult]:
                 layer=layer,
                 kind=KINDS.get(ratio, f"ratio {ratio}"),
                 isolated_ratio=judged.ratio,
-                isolated_error=alone.error_rms / alone.scale,
+                isolated_error=alone.error_rms / alone.scale if alone else float("inf"),
                 accumulated_error=rms(free.taps[tap].double() - truth) / rms(truth),
                 accumulated_baseline=rms(free_base.taps[tap].double() - truth) / rms(truth),
                 verdict=Verdict.DIVERGES if judged.ratio > 1 else Verdict.PARITY,
@@ -115,7 +123,7 @@ def judge_alone(layer: int, given: Tensor, case: Case, paths: dict, dtype: str, 
         ids = side.integers(case.ids())
         return lambda: {"streams": side.tensor(side.model.layers[layer](side.array(given), ids))}
 
-    candidate = oracle.observe(mlx, run(mlx), paths)
+    candidate = oracle.observe_candidate(mlx, run(mlx), paths)
     replay = oracle.replayable(candidate, paths)
     truth, baseline = (oracle.observe(side, run(side), paths, replay) for side in (exact, base))
     nulls = oracle.null_runs(base, run(base), paths, replay, dtype, case.seed + layer)

@@ -27,6 +27,10 @@ from .tolerance import EXACT, Measurement, measure
 NULLS = {"float32": (True, False, False), "bfloat16": (False, False), "float64": (True, False)}
 
 
+class CandidateRaised(Exception):
+    """The candidate raised where the reference computed; the message is one line."""
+
+
 @dataclass
 class Observation:
     """What one run gave: taps by name; by the path of the module that decided, scores and picks.
@@ -111,6 +115,17 @@ def observe(
             free = forced.get(path, record[f"{path}:select"])
             observation.free[path] = _joined([side.tensor(x).long() for x in free], -1)
     return observation
+
+
+def observe_candidate(
+    side, run: Callable, paths: dict[str, str], replay: dict[str, Tensor] | None = None
+) -> Observation:
+    """`observe` for code that is judged: whatever it raises is about it, not the harness. Raises CandidateRaised."""
+    try:
+        return observe(side, run, paths, replay)
+    except Exception as error:
+        reason = " ".join(str(error).split())[:300].rstrip(".")
+        raise CandidateRaised(f"{type(error).__name__}: {reason}") from error
 
 
 def _joined(parts: list[Tensor], fill: float) -> Tensor:

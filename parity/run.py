@@ -87,12 +87,12 @@ def _concluded(report: Report) -> Report:
         return report
     verdicts = [result.verdict for result in (*report.pairs, *report.layers)]
     report.verdict = overall(verdicts)
-    roots = [result for result in report.pairs if result.verdict is report.verdict and not result.because]
+    roots = [result for result in report.pairs if result.verdict is not Verdict.PARITY and not result.because]
     if report.verdict is Verdict.PARITY:
         report.sentence = (
             f"dsv4_mlx computes what the reference computes: {len(report.pairs)} of {len(report.pairs)} rows agree."
         )
-    elif roots:
+    elif roots and report.verdict is not Verdict.COVERAGE_GAP:
         report.finding = _finding(roots[0], {result.name for result in report.pairs})
         report.sentence = f"{report.finding.pair} is where dsv4_mlx deviates first: {report.finding.sentence}."
     elif report.verdict is Verdict.COVERAGE_GAP:

@@ -13,8 +13,8 @@ import hypothesis
 from hypothesis import HealthCheck, Phase, settings
 
 from . import schedules
-from .examples import CandidateRaised, judge_case
-from .oracle import Judged
+from .examples import judge_case
+from .oracle import CandidateRaised, Judged
 from .pairs import Pair
 from .results import Failure, PairResult, Tap, Verdict
 from .strategies import Case, Profile

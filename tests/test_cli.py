@@ -280,6 +280,24 @@ def test_candidate_that_raises(capsys, monkeypatch):
     assert "dsv4_mlx raised RuntimeError: no kernel for this shape" in " ".join(out.split())
 
 
+def test_candidate_that_raises_everywhere_is_never_our_crash(capsys, monkeypatch, tmp_path):
+    """A whole run and a replay of recordings name the exception, with a document, and exit by the verdict."""
+    import dsv4_mlx.attention
+
+    def broken(*arguments, **options):
+        raise IndexError("rows out of range")
+
+    monkeypatch.setattr(dsv4_mlx.attention, "sink_attention", broken)
+    for name, arguments in {"run": ("run", "--dtype", "float32"), "golden": ("golden", str(GOLDEN / SMALL))}.items():
+        target = tmp_path / f"{name}.json"
+        code, out, _ = run(capsys, *arguments, "--json", str(target))
+        report = json.loads(target.read_text())
+        jsonschema.validate(report, document.schema())
+        assert code == report["exit_code"] == 4
+        assert "dsv4_mlx raised IndexError: rows out of range" in " ".join(out.split())
+        assert report["finding"] is None or report["finding"]["pair"] == "attention.softmax"
+
+
 def test_candidate_that_gives_nan(capsys, monkeypatch):
     import mlx.core as mx
 

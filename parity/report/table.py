@@ -101,8 +101,8 @@ def golden_table(report: Report) -> Table:
     for case in dict.fromkeys(result.case for result in report.golden):
         rows = {result.implementation: result for result in report.golden if result.case == case}
         taps = [tap for row in rows.values() for tap in row.taps]
-        worst = max(taps, key=lambda tap: tap.ratio)
-        undecided = max(tap.undecided for tap in taps)
+        worst = max(taps, key=lambda tap: tap.ratio, default=None)
+        undecided = max((tap.undecided for tap in taps), default=0.0)
         verdict = next((row.verdict for row in rows.values() if row.verdict is not Verdict.PARITY), Verdict.PARITY)
         first = next(iter(rows.values()))
         table.add_row(
@@ -110,7 +110,7 @@ def golden_table(report: Report) -> Table:
             first.dtype,
             str(len(first.taps)),
             *(_ratio(rows[name].ratio) for name in implementations),
-            worst.name,
+            worst.name if worst else "-",
             f"{undecided:.0%}" if undecided else "-",
             f"[{_colour(verdict)}]{verdict.value}[/]",
         )
