@@ -15,7 +15,7 @@ from parity import cli, environment
 from parity.layers import SIZES
 from parity.report import document
 from parity.resources import fixtures_path
-from parity.strategies import Case
+from parity.strategies import PROFILES, Case
 
 GOLDEN = fixtures_path() / "golden"
 SMALL = "flash_short_exact"
@@ -54,7 +54,7 @@ def test_green_run_writes_a_valid_document(capsys, tmp_path):
         (name, dtype) for name in ("rope", "router") for dtype in ("float32", "bfloat16")
     ]
     for pair in report["pairs"]:
-        assert pair["cases"] == 10
+        assert pair["cases"] == PROFILES["quick"].examples
         for tap in pair["taps"]:
             assert tap["reason"]
             assert tap["limit_rms"] >= tap["floor_rms"] > 0

@@ -7,7 +7,7 @@ from . import Pair
 from .compressor import token_inputs
 
 # Most examples reach the SwiGLU limit; none the magnitude at which a router's scores vanish.
-BEYOND_LIMIT = (1.0, 10.0, 5.0, 1e-2)
+BEYOND_LIMIT = (1.0, 10.0, 5.0, 10.0, 1e-2)
 
 
 def routed_inputs(case, dtype):

@@ -67,7 +67,7 @@ def configs(draw, ratios: tuple[int, ...], mtp: int = 0) -> dict:
         "moe_intermediate_size": draw(pick(8, 20)),
         "scoring_func": draw(pick("sqrtsoftplus", "sigmoid", "sqrtsoftplus", "softmax")),
         "routed_scaling_factor": draw(pick(1.5, 2.5)),
-        "swiglu_limit": draw(pick(1.0, 10.0, 0.5, 0.0)),
+        "swiglu_limit": draw(pick(1.0, 10.0, 0.5, 2.0, 0.0)),
         "rms_norm_eps": draw(pick(1e-6, 1e-5, 1e-2)),
         "hc_mult": draw(pick(4, 2, 3)),
         "hc_sinkhorn_iters": draw(pick(20, 1, 2, 3)),

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 def lengths(draw, config: dict, most: int, least: int = 1) -> int:
     """A token count at a boundary of this config, or a few tokens from one, between `least` and `most`."""
     window, topk = config["sliding_window"], config["index_topk"]
-    edges = {1, 2, window - 1, window, window + 1, 2 * window, 2 * window + 1, 3 * window + 2}
+    edges = {1, window - 1, window, window + 1, 2 * window, 2 * window + 1, 3 * window + 2}
     for ratio in {*config["compress_ratios"]} - {0}:
         edges |= {ratio - 1, ratio, ratio + 1, 2 * ratio - 1, 2 * ratio, 2 * ratio + 3, 3 * ratio + 1}
         edges |= {ratio * (topk + 1), ratio * (topk + 3) + 1, ratio * 2 * topk + ratio - 1}
