@@ -179,8 +179,7 @@ def test_two_checkpoints_in_one_folder(tmp_path, other):
     write(tmp_path / "model-00001-of-00001.safetensors")
     write(tmp_path / other)
     assert sentence(tmp_path) == (
-        f"{tmp_path} holds more than one checkpoint (model-00001-of-00001.safetensors and {other}); "
-        "keep one of them."
+        f"{tmp_path} holds more than one checkpoint (model-00001-of-00001.safetensors and {other}); keep one of them."
     )
 
 
@@ -427,14 +426,11 @@ def test_index_that_cannot_be_read(tmp_path, monkeypatch):
 def test_index_names_a_shard_that_does_not_exist(tmp_path):
     write_index(tmp_path, {"a": "model-00001-of-00001.safetensors"})
     assert sentence(tmp_path) == (
-        f"{tmp_path / INDEX} names the shard 'model-00001-of-00001.safetensors', "
-        "which is not in the folder; fetch it."
+        f"{tmp_path / INDEX} names the shard 'model-00001-of-00001.safetensors', which is not in the folder; fetch it."
     )
 
 
-@pytest.mark.parametrize(
-    "shard", ["../x.safetensors", "inner/../../x.safetensors", "ABSOLUTE", "link.safetensors"]
-)
+@pytest.mark.parametrize("shard", ["../x.safetensors", "inner/../../x.safetensors", "ABSOLUTE", "link.safetensors"])
 @pytest.mark.parametrize("exists", [True, False])
 def test_index_points_outside_the_folder(tmp_path, shard, exists):
     folder, outside = tmp_path / "checkpoint", tmp_path / "x.safetensors"
@@ -468,8 +464,7 @@ def test_index_lists_a_tensor_in_the_wrong_shard(tmp_path):
     _, weight_map = save_shards(tmp_path)
     write_index(tmp_path, {"a": weight_map["b"], "b": weight_map["a"]})
     assert sentence(tmp_path) == (
-        f"{tmp_path / INDEX} puts tensor 'a' in {weight_map['b']}, "
-        f"but it is in {tmp_path / weight_map['a']}; {AGAIN}"
+        f"{tmp_path / INDEX} puts tensor 'a' in {weight_map['b']}, but it is in {tmp_path / weight_map['a']}; {AGAIN}"
     )
 
 
