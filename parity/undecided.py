@@ -37,7 +37,8 @@ def decided_rows(exact: Tensor, baseline: Tensor, others: list[Tensor]) -> tuple
     """
     exact = exact.double()
     noise = torch.stack([largest_by_row(run.double() - exact) for run in (baseline, *others)])
-    usual = noise[0].median() if noise[0].numel() else noise.new_zeros(())
+    there = largest_by_row(exact) > 0  # hidden scores are 0 in every run and say nothing about the typical row
+    usual = noise[0][there].median() if there.any() else noise.new_zeros(())
     return noise.amax(0) <= FLIP * usual, noise.amax(0)
 
 

@@ -27,7 +27,7 @@ class Profile:
 
 PROFILES = {
     profile.name: profile
-    for profile in (Profile("quick", 12, 140), Profile("full", 60, 300), Profile("exhaustive", 300, 600))
+    for profile in (Profile("quick", 12, 140), Profile("full", 60, 300), Profile("exhaustive", 120, 600))
 }
 
 
