@@ -142,7 +142,7 @@ class Report:
 
     def to_dict(self) -> dict:
         """The JSON document, schema `dsv4-parity/report/1` (`parity/report/schema.json`)."""
-        return {"schema": "dsv4-parity/report/1", "exit_code": self.verdict.exit_code} | _plain(self)
+        return {"schema": "dsv4-parity/report/1", "exit_code": self.verdict.exit_code} | plain(self)
 
 
 @dataclass
@@ -175,16 +175,16 @@ class GoldenResult:
     taps: list[GoldenTap] = field(default_factory=list)
 
 
-def _plain(value):
+def plain(value):
     """Dataclasses, enums and numbers as JSON knows them; an infinite number becomes the string "inf"."""
     if dataclasses.is_dataclass(value):
-        return {item.name: _plain(getattr(value, item.name)) for item in dataclasses.fields(value)}
+        return {item.name: plain(getattr(value, item.name)) for item in dataclasses.fields(value)}
     if isinstance(value, Verdict):
         return value.value
     if isinstance(value, dict):
-        return {key: _plain(item) for key, item in value.items()}
+        return {key: plain(item) for key, item in value.items()}
     if isinstance(value, (list, tuple)):
-        return [_plain(item) for item in value]
+        return [plain(item) for item in value]
     if isinstance(value, float):
         return float(f"{value:.6g}") if math.isfinite(value) else "inf"
     return value
