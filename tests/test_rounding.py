@@ -150,3 +150,11 @@ def test_whole_reference_computes_the_same_maths(dtype):
         other = model(ids)
     difference = (other - plain).square().mean().sqrt() / plain.square().mean().sqrt()
     assert 0 < difference < 100 * torch.finfo(dtype).eps
+
+
+def test_subnormal_results_are_flushed():
+    """exp(-90) is subnormal in float32: PyTorch keeps it, MLX gives 0, and both are correct programs."""
+    low = torch.tensor([-90.0, -80.0])
+    assert (low.exp() > 0).all()
+    with OtherRounding(0, False):
+        assert (low.exp() > 0).tolist() == [False, True]
