@@ -1,0 +1,187 @@
+"""Which defects explain a candidate: the reference with them gives the candidate's own wrong logits (method,
+section 7).
+
+Probes are visited in dependency order. A hypothesis is a set of defects; it must reproduce every cell of every probe,
+the green ones too. Where one fails at a red probe, it is extended by the defects of that mechanism, or of what the
+probe needs; where one fails at a green probe, it is refuted.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+from itertools import combinations
+
+import torch
+from torch import Tensor
+
+from .defects import Conflict, Defect, applied, catalogue
+from .families import Family, forward
+from .gate_results import Diagnosis
+from .matrix import Matrix
+from .probes import registry
+from .results import Verdict
+from .sides import TorchSide
+
+# The null was measured on the reference as published; a defect's own rounding may be another few times that.
+SAME = 3.0
+BEAM = 4  # hypotheses kept side by side
+PAIRS_OF = 14  # two defects of one mechanism are tried together where it has at most this many
+
+
+@dataclass
+class Hypothesis:
+    """Defects that reproduce all probes so far but the `unexplained` ones."""
+
+    defects: tuple[str, ...] = ()
+    unexplained: tuple[str, ...] = ()
+
+    @property
+    def cost(self) -> tuple[int, int]:
+        return len(self.unexplained), len(self.defects)
+
+
+@dataclass
+class Diagnoser:
+    """What is known about one candidate, and what patched references gave."""
+
+    families: dict[str, Family]
+    matrix: Matrix
+    known: dict[str, Defect] = field(default_factory=lambda: {i: d for i, d in catalogue().items() if d.reference})
+    patched: dict = field(default_factory=dict)
+
+    def schedules(self, mechanism: str) -> list[str]:
+        """Schedules whose logits can be compared, cheap ones first, red ones before green ones."""
+        red = {cell.schedule for cell in self.matrix.red(mechanism)}
+        given = [s for s in self.families[mechanism].probe.schedules if (mechanism, s) in self.matrix.logits]
+        return sorted(given, key=lambda s: (s not in red, s in ("decode", "batch")))
+
+    def reproduces(self, mechanism: str, defects: Iterable[str]) -> bool:
+        """Whether the reference with these defects gives the candidate's logits under every schedule."""
+        return all(self._same(mechanism, schedule, frozenset(defects)) for schedule in self.schedules(mechanism))
+
+    def _same(self, mechanism: str, schedule: str, defects: frozenset[str]) -> bool:
+        family = self.families[mechanism]
+        truth = self._run(mechanism, schedule, defects)
+        if truth is None or not truth.isfinite().all():
+            return False
+        rows = family.rows(schedule)
+        whole = torch.zeros_like(family.exact) if rows < len(family.exact) else truth
+        whole[:rows] = truth
+        return family.measure(schedule, self.matrix.logits[mechanism, schedule], whole).ratio <= SAME
+
+    def _run(self, mechanism: str, schedule: str, defects: frozenset[str]) -> Tensor | None:
+        """Logits of the patched reference in float64; None where the patches exclude each other or it fails."""
+        key = mechanism, schedule, defects
+        if key not in self.patched:
+            try:
+                self.patched[key] = patched_logits(self.families[mechanism], schedule, [self.known[i] for i in defects])
+            except Exception:  # a defect may make the reference fail on shapes it was not made for: then it is not it
+                self.patched[key] = None
+        return self.patched[key]
+
+    def diagnose(self) -> Hypothesis:
+        """The smallest set of defects that explains most of what was seen."""
+        beam = [Hypothesis()]
+        for mechanism in self.families:
+            if not self.schedules(mechanism):
+                continue
+            red = bool(self.matrix.red(mechanism))
+            following = []
+            for hypothesis in beam:
+                if self.reproduces(mechanism, hypothesis.defects):
+                    following.append(hypothesis)
+                elif red:
+                    following += self._extended(mechanism, hypothesis)
+            if not following and beam:  # every hypothesis breaks a green probe: none of them was right
+                following = [Hypothesis((), tuple(m for m in self.families if self.matrix.red(m)))]
+            beam = sorted({h.defects: h for h in sorted(following, key=lambda h: h.cost, reverse=True)}.values(), key=lambda h: h.cost)
+            beam = beam[:BEAM]
+        return self._reduced(beam[0])
+
+    def _extended(self, mechanism: str, hypothesis: Hypothesis) -> list[Hypothesis]:
+        """The hypothesis with one more defect, or two of one mechanism, that reproduce this probe; else without it."""
+        found = []
+        for group in self._groups(mechanism):
+            names = [name for name in group if name not in hypothesis.defects]
+            singles = [(*hypothesis.defects, name) for name in names]
+            found = [Hypothesis(d, hypothesis.unexplained) for d in singles if self._explains(mechanism, d)]
+            if not found and len(names) <= PAIRS_OF:
+                pairs = [(*hypothesis.defects, *two) for two in combinations(names, 2)]
+                found = [Hypothesis(d, hypothesis.unexplained) for d in pairs if self._explains(mechanism, d)]
+            if found:
+                break
+        return found or [Hypothesis(hypothesis.defects, (*hypothesis.unexplained, mechanism))]
+
+    def _explains(self, mechanism: str, defects: tuple[str, ...]) -> bool:
+        return self.reproduces(mechanism, defects)
+
+    def _groups(self, mechanism: str) -> list[list[str]]:
+        """Defects to try: the mechanism's own, then those of all that its probe needs, nearest first."""
+        own = [name for name, defect in self.known.items() if defect.mechanism == mechanism]
+        needed = _needed(mechanism)
+        rest = [name for name, defect in self.known.items() if defect.mechanism in needed]
+        return [group for group in (own, rest) if group]
+
+    def _reduced(self, hypothesis: Hypothesis) -> Hypothesis:
+        """Without the defects that nothing asks for."""
+        explained = [m for m in self.families if self.schedules(m) and m not in hypothesis.unexplained]
+        for name in hypothesis.defects:
+            fewer = tuple(d for d in hypothesis.defects if d != name)
+            if all(self.reproduces(m, fewer) for m in explained):
+                hypothesis = Hypothesis(fewer, hypothesis.unexplained)
+        return hypothesis
+
+    def report(self, hypothesis: Hypothesis) -> list[Diagnosis]:
+        """One entry a defect, one for what nothing explains; cells get to know what explains them."""
+        red = [cell for cell in self.matrix.cells if cell.verdict is Verdict.DIVERGES]
+        for cell in red:
+            if cell.mechanism in hypothesis.unexplained or not hypothesis.defects:
+                continue
+            if (cell.mechanism, cell.schedule) in self.matrix.logits:
+                alone = [d for d in hypothesis.defects if self._same(cell.mechanism, cell.schedule, frozenset([d]))]
+                cell.explained_by = alone[:1] or list(hypothesis.defects)
+        entries = [self._entry(name, red) for name in hypothesis.defects]
+        unexplained = [cell for cell in red if not cell.explained_by]
+        if unexplained:
+            where = ", ".join(dict.fromkeys(cell.mechanism for cell in unexplained))
+            entries.append(
+                Diagnosis(
+                    [],
+                    [],
+                    f"Nothing in the catalogue of {len(self.known)} defects reproduces what this port gives for {where}.",
+                    red=len(unexplained),
+                )
+            )
+        return entries
+
+    def _entry(self, name: str, red: list) -> Diagnosis:
+        defect = self.known[name]
+        mine = [cell for cell in red if name in cell.explained_by]
+        return Diagnosis(
+            [name],
+            [defect.title],
+            f"This port behaves exactly like the reference with {defect.title} ({name}); it should read: {defect.formula}",
+            [defect.formula],
+            [defect.seen],
+            len(mine),
+            len(red),
+        )
+
+
+def patched_logits(family: Family, schedule: str, defects: list[Defect]) -> Tensor:
+    """The reference's float64 logits with these defects under a schedule, [rows, tokens, V]."""
+    probe, ids = family.probe, family.ids[: family.rows(schedule)]
+    with applied(defects, "reference_torch"), torch.no_grad():
+        model = TorchSide(probe.config, {}, family.tensors, "float64").model
+        calls = () if schedule == "oneshot" and not probe.calls else probe.calls_of(schedule)
+        return forward(model, ids, calls)
+
+
+def _needed(mechanism: str) -> set[str]:
+    """Everything that a probe builds on, at any depth."""
+    probe = registry()[mechanism]
+    return {*probe.needs}.union(*(_needed(need) for need in probe.needs)) if probe.needs else set()
+
+
+__all__ = ["Conflict", "Diagnoser", "Hypothesis", "patched_logits"]

@@ -1,0 +1,195 @@
+"""`parity gate`: judge anybody's port, say where it goes wrong, name the defect."""
+
+from __future__ import annotations
+
+import tempfile
+import time
+from collections.abc import Callable, Iterable
+from pathlib import Path
+
+from .adapters import Target, resolve
+from .diagnosis import Diagnoser, Hypothesis
+from .environment import check_environment
+from .errors import BadInput
+from .families import Family, family
+from .gate_results import Candidate, Cell, Deviation, GateReport, Gap, Mechanism
+from .matrix import PATIENCE, Engine, Matrix, ask, close_gaps, judge_probe
+from .probes import SCHEDULES, Probe, of_profile
+from .process import CandidateProblem, MissingImports, Process
+from .results import Verdict, overall
+
+Progress = Callable[[str], None]
+
+FIRST_REVISION = "D076-missing"
+WORDS = {
+    "oneshot": "one call without a cache",
+    "cached": "one call with a cache",
+    "decode": "decode after a prompt",
+    "chunks": "chunks",
+    "batch": "a batch of two",
+    "mtp": "the MTP block",
+}
+
+
+def judge(
+    target: str,
+    profile: str = "quick",
+    seed: int = 0,
+    timeout: float = 60.0,
+    memory: float = 8.0,
+    require: Iterable[str] = (),
+    progress: Progress = lambda text: None,
+    environment: dict | None = None,
+) -> GateReport:
+    """Judge a candidate, in a process of its own. Raises BadInput where the target is none."""
+    resolved = resolve(target)
+    report = GateReport(Candidate(target, resolved.kind), profile, seed, Verdict.INCONCLUSIVE, "")
+    report.environment = check_environment() if environment is None else environment
+    report.reproduce = f"parity gate {target} --profile {profile} --seed {seed}"
+    with tempfile.TemporaryDirectory(prefix="parity-") as scratch:
+        started = time.monotonic()
+        progress(f"starting {target}")
+        try:
+            with Process(resolved, Path(scratch), timeout, memory) as process:
+                _describe(report.candidate, process.facts)
+                report.clock["start_s"] = round(time.monotonic() - started, 2)
+                _judge(process, of_profile(profile), report, Path(scratch), set(require), progress)
+        except MissingImports as problem:
+            report.verdict, report.sentence = Verdict.ENVIRONMENT, str(problem)
+        except CandidateProblem as problem:
+            report.verdict, report.sentence = Verdict.CRASHED, f"{target} {problem}"
+        report.clock["total_s"] = round(time.monotonic() - started, 2)
+    return report
+
+
+def judge_engine(engine: Engine, report: GateReport, probes: list[Probe], scratch: Path) -> GateReport:
+    """Judge whatever runs in this process: dsv4_mlx with a defect."""
+    _judge(engine, probes, report, scratch, set(), lambda text: None)
+    return report
+
+
+def _judge(
+    engine: Engine, probes: list[Probe], report: GateReport, scratch: Path, require: set[str], progress: Progress
+) -> None:
+    report.mechanisms = [Mechanism(p.mechanism, p.title, p.spec, list(p.needs)) for p in probes]
+    report.schedules = list(SCHEDULES)
+    families, matrix = _matrix(engine, probes, report.seed, scratch, progress, report.clock)
+    report.cells = matrix.cells
+    soft = lambda cell: matrix.troubles < PATIENCE  # noqa: E731
+    missing = close_gaps(matrix, SCHEDULES, soft)
+    report.gaps = _gaps(matrix.cells, missing, engine, require)
+    red = [cell for cell in matrix.cells if cell.verdict is Verdict.DIVERGES]
+    if red:
+        progress("looking for the defects that explain it")
+        began = time.monotonic()
+        diagnoser = Diagnoser(families, matrix)
+        hypothesis = diagnoser.diagnose()
+        report.diagnosis = diagnoser.report(hypothesis)
+        report.clock["diagnosis_s"] = round(time.monotonic() - began, 2)
+        _follow_on(report, hypothesis)
+        _unsteady(engine, families, red[0], scratch, report)
+    conclude(report)
+
+
+def _matrix(
+    engine: Engine, probes: list[Probe], seed: int, scratch: Path, progress: Progress, clock: dict
+) -> tuple[dict[str, Family], Matrix]:
+    families, matrix = {}, Matrix()
+    clock |= {"reference_s": 0.0, "candidate_s": 0.0}
+    for index, probe in enumerate(probes, start=1):
+        progress(f"{index} of {len(probes)}: {probe.mechanism}")
+        began = time.monotonic()
+        families[probe.mechanism] = reference(probe, seed)
+        prepared = time.monotonic()
+        judge_probe(engine, families[probe.mechanism], scratch / "checkpoint" / probe.mechanism, matrix)
+        clock["reference_s"] = round(clock["reference_s"] + prepared - began, 2)
+        clock["candidate_s"] = round(clock["candidate_s"] + time.monotonic() - prepared, 2)
+    return families, matrix
+
+
+KNOWN: dict[tuple[str, int], Family] = {}
+
+
+def reference(probe: Probe, seed: int) -> Family:
+    """The probe's reference runs, kept: a run over many candidates needs them again."""
+    key = probe.mechanism, seed
+    if key not in KNOWN:
+        KNOWN[key] = family(probe, seed)
+    return KNOWN[key]
+
+
+def _describe(candidate: Candidate, facts: dict) -> None:
+    candidate.source, candidate.line = facts.get("source"), facts.get("line")
+    candidate.libraries = facts.get("libraries", {})
+
+
+def _gaps(cells: list[Cell], missing: list[str], engine: Engine, require: set[str]) -> list[Gap]:
+    """What was not offered, each once: whole schedules, then mechanisms, then the MTP block."""
+    gaps = []
+    for schedule in missing:
+        said = next(cell.sentence for cell in cells if cell.schedule == schedule)
+        gaps.append(Gap(schedule, f"{WORDS[schedule]} is not offered: every attempt {said}"))
+    seen = set(missing)
+    for cell in cells:
+        if cell.verdict is Verdict.COVERAGE_GAP and cell.schedule not in missing and cell.mechanism not in seen:
+            seen.add(cell.mechanism)
+            gaps.append(Gap(cell.mechanism, f"{cell.mechanism} was not judged: {cell.sentence}"))
+    facts = getattr(engine, "facts", {})
+    if not facts.get("mtp"):
+        gaps.append(Gap("mtp", "the MTP block is not offered, so it was not judged"))
+    for gap in gaps:
+        gap.required = gap.what in require
+    return gaps
+
+
+def _follow_on(report: GateReport, hypothesis: Hypothesis) -> None:
+    """Unexplained red cells behind a red mechanism that they need may only follow from it."""
+    red = {cell.mechanism for cell in report.cells if cell.verdict is Verdict.DIVERGES}
+    needs = {mechanism.name: mechanism.needs for mechanism in report.mechanisms}
+    for cell in report.cells:
+        if cell.verdict is Verdict.DIVERGES and not cell.explained_by:
+            cell.because = [name for name in needs[cell.mechanism] if name in red]
+
+
+def _unsteady(engine: Engine, families: dict[str, Family], cell: Cell, scratch: Path, report: GateReport) -> None:
+    """Ask the first red cell again: a candidate that answers otherwise cannot be judged by any of its numbers."""
+    try:
+        found = families[cell.mechanism]
+        engine.load(found.write(scratch / "checkpoint" / "again"))
+        first, second = (ask(engine, found, cell.schedule) for _ in range(2))
+    except CandidateProblem:
+        return
+    if first.shape == second.shape and float((first - second).abs().nan_to_num().max()) > cell.limit_max > 0:
+        report.notes.append(f"The same tokens gave other logits when asked again ({cell.mechanism}, {cell.schedule}).")
+
+
+def conclude(report: GateReport) -> None:
+    """The verdict and its sentence."""
+    judged = [cell for cell in report.cells if cell.verdict is not Verdict.COVERAGE_GAP]
+    report.verdict = overall([cell.verdict for cell in judged])
+    name, required = report.candidate.name, [gap for gap in report.gaps if gap.required]
+    bad = next((cell for cell in judged if cell.verdict in (Verdict.DIVERGES, Verdict.CRASHED)), None)
+    if bad is not None:
+        report.first_deviation = Deviation(bad.mechanism, bad.schedule, bad.sentence)
+        title = next(m.title for m in report.mechanisms if m.name == bad.mechanism)
+        report.sentence = f"{name} deviates first in {bad.mechanism} ({title}), under {WORDS[bad.schedule]}: {bad.sentence}."
+    elif report.verdict is Verdict.PARITY and required:
+        report.verdict = Verdict.COVERAGE_GAP
+        report.sentence = f"{name} agrees wherever it was judged, but {required[0].what} was required: {required[0].sentence}."
+    elif report.verdict is Verdict.PARITY:
+        rows = len({cell.mechanism for cell in judged})
+        report.sentence = (
+            f"{name} computes what the reference computes: {rows} mechanisms, {len(judged)} cells, every one agrees."
+        )
+        if report.gaps:
+            report.sentence += f" Not judged: {', '.join(gap.what for gap in report.gaps)}."
+    else:
+        report.sentence = f"Nothing of {name} could be compared."
+    if any(FIRST_REVISION in entry.defects for entry in report.diagnosis):
+        report.notes.append(
+            "The shared expert is not clamped: that is what the first published revision (2026-04-24) computes; "
+            "revisions since 2026-04-27 clamp it."
+        )
+
+
+__all__ = ["BadInput", "Target", "conclude", "judge", "judge_engine"]

@@ -1,0 +1,84 @@
+"""The shared expert, the router, the routed experts, and the clamps."""
+
+from functools import partial
+
+import torch
+
+from . import Probe
+from .weights import Weights, config
+
+SHORT = {"tokens": 24, "prompt": 17, "chunks": (7, 1, 9, 7)}
+GATES = r".*\.ffn\..*\.w[13]\.weight"
+
+
+def shared(weights: Weights, gain: float) -> None:
+    weights.mute_routed()
+    weights.only_experts()
+    weights.scale(GATES, gain)
+
+
+def routed(weights: Weights, gain: float, bias: float) -> None:
+    """The shared expert stays on: beside it, the scale of the routed ones shows."""
+    weights.only_experts()
+    weights.scale(GATES, gain)
+    if not weights.config["num_hash_layers"]:
+        weights.scale(r".*\.gate\.bias", bias)
+    weights.scale(r".*\.shared_experts\.w2\.weight", 2.0)
+
+
+def clamped(weights: Weights) -> None:
+    """Every routed pre-activation lies beyond the limit for many tokens, the shared ones within it."""
+    routed(weights, 1.0, 1.0)
+    weights.scale(r".*\.experts\.\d+\.w[13]\.weight", 8.0)
+    weights.scale(r".*\.shared_experts\.w[13]\.weight", 0.3)
+    weights.change(r".*\.shared_experts\.w2\.weight", lambda x: x * torch.tensor(30.0))
+
+
+PROBES = (
+    Probe("experts.shared", "the shared expert, below the clamp", "10", config(0), partial(shared, gain=0.3), **SHORT),
+    Probe(
+        "router.scores",
+        "score function, normalisation and scale of the routing weights, every expert active",
+        "10",
+        config(0, num_experts_per_tok=6),
+        partial(routed, gain=0.3, bias=0.0),
+        needs=("experts.shared",),
+        **SHORT,
+    ),
+    Probe(
+        "router.choice",
+        "the choice of experts by score plus bias, their weights by score alone",
+        "10",
+        config(0),
+        partial(routed, gain=0.3, bias=1.0),
+        needs=("router.scores",),
+        **SHORT,
+    ),
+    Probe(
+        "router.hash",
+        "experts chosen by token id",
+        "10",
+        config(0, num_hash_layers=1),
+        partial(routed, gain=0.3, bias=0.0),
+        needs=("router.scores",),
+        **SHORT,
+    ),
+    Probe(
+        "experts.clamp",
+        "the routed experts' clamp: gates from above, ups on both sides",
+        "10",
+        config(0),
+        clamped,
+        needs=("router.choice",),
+        **SHORT,
+    ),
+    Probe(
+        "experts.shared_clamp",
+        "the shared expert's clamp (revisions since 2026-04-27)",
+        "0, 10",
+        config(0),
+        partial(shared, gain=8.0),
+        needs=("experts.shared",),
+        **SHORT,
+    ),
+)

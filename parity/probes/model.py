@@ -1,0 +1,34 @@
+"""Everything at once, with the layer lists of the published models in small."""
+
+from . import Probe
+from .weights import Weights, config
+
+LENGTH = {"tokens": 270, "prompt": 250, "chunks": (100, 27, 1, 72, 50, 20)}
+ALL = ("router.hash", "experts.clamp", "experts.shared_clamp", "rope.plain_rows", "indexer.rope", "hc.dynamic", "hc.head")
+SIZES = {"sliding_window": 16, "index_topk": 12, "hc_sinkhorn_iters": 20, "swiglu_limit": 2.0}
+
+
+def as_drawn(weights: Weights) -> None:
+    """Nothing is muted."""
+
+
+PROBES = (
+    Probe(
+        "model.flash",
+        "the whole model, layers as in Flash",
+        "3",
+        config(0, 0, 4, 128, 4, 0, mtp=1, num_hash_layers=1, **SIZES),
+        as_drawn,
+        needs=ALL,
+        **LENGTH,
+    ),
+    Probe(
+        "model.pro",
+        "the whole model, layers as in Pro",
+        "3",
+        config(128, 128, 4, 0, mtp=1, num_hash_layers=1, routed_scaling_factor=2.5, **SIZES),
+        as_drawn,
+        needs=ALL,
+        **LENGTH,
+    ),
+)

@@ -1,0 +1,97 @@
+"""Weights as published: fp8 matrices with a scale for 128x128 elements, experts in fp4 with one for 32."""
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from reference_torch.quantization import E2M1_MAX, E4M3_MAX, FP4_VALUES, power_of_two_at_least
+
+from . import Probe
+from .experts import routed, shared
+from .weights import Weights, config
+
+SIZES = {
+    "hidden_size": 128,
+    "head_dim": 128,
+    "q_lora_rank": 128,
+    "o_lora_rank": 128,
+    "moe_intermediate_size": 128,
+    "num_attention_heads": 2,
+    "expert_dtype": "fp4",
+    "quantization_config": {
+        "quant_method": "fp8",
+        "fmt": "e4m3",
+        "scale_fmt": "ue8m0",
+        "weight_block_size": [128, 128],
+        "activation_scheme": "dynamic",
+    },
+}
+SHORT = {"tokens": 20, "prompt": 17, "chunks": (7, 1, 12), "dtype": "bfloat16", "schedules": ("oneshot", "cached")}
+IN_FP8 = ("wq_a", "wq_b", "wkv", "wo_a", "wo_b")
+
+
+def pack_fp8(weight: Tensor, block: int = 128) -> tuple[Tensor, Tensor]:
+    """[out, in] -> e4m3 codes and E8M0 scales of its tiles (spec 12.1)."""
+    rows, columns = weight.shape
+    tiles = F.pad(weight.float(), (0, -columns % block, 0, -rows % block))
+    tiles = tiles.unflatten(0, (-1, block)).unflatten(2, (-1, block))
+    scale = power_of_two_at_least((tiles.abs().amax((1, 3)) / E4M3_MAX).clamp_min(2.0**-100))
+    wide = scale.repeat_interleave(block, 0)[:rows].repeat_interleave(block, 1)[:, :columns]
+    return (weight.float() / wide).to(torch.float8_e4m3fn), scale.to(torch.float8_e8m0fnu)
+
+
+def pack_fp4(weight: Tensor, group: int = 32) -> tuple[Tensor, Tensor]:
+    """[out, in] -> two e2m1 codes a byte, the low nibble first, and E8M0 scales of 32 elements (spec 12.3)."""
+    groups = weight.float().unflatten(1, (-1, group))
+    scale = power_of_two_at_least((groups.abs().amax(-1) / E2M1_MAX).clamp_min(2.0**-100))
+    values = (groups / scale[..., None]).flatten(1)
+    code = (values.abs()[..., None] - torch.tensor(FP4_VALUES)).abs().argmin(-1)
+    code = (code + 8 * (values < 0)).to(torch.uint8).unflatten(1, (-1, 2))
+    return (code[..., 0] | code[..., 1] << 4).view(torch.int8), scale.to(torch.float8_e8m0fnu)
+
+
+def packed(weights: Weights) -> None:
+    """The published storage: bfloat16 where published checkpoints are, packed where they are."""
+    tensors = {}
+    for name, tensor in weights.tensors.items():
+        leaf = name.split(".")[-2] if name.endswith(".weight") else ""
+        if ".experts." in name or ".shared_experts." in name or leaf in IN_FP8:
+            pack = pack_fp4 if ".experts." in name else pack_fp8
+            tensors[name], tensors[name.removesuffix("weight") + "scale"] = pack(tensor)
+        elif tensor.ndim and (name.endswith("norm.weight") or name in ("norm.weight", "embed.weight", "head.weight")):
+            tensors[name] = tensor.bfloat16()
+        else:
+            tensors[name] = tensor.bfloat16() if name.endswith("gate.weight") else tensor
+    weights.tensors = tensors
+
+
+def fp8(weights: Weights) -> None:
+    shared(weights, gain=0.3)
+    packed(weights)
+
+
+def fp4(weights: Weights) -> None:
+    routed(weights, gain=0.3, bias=0.0)
+    packed(weights)
+
+
+PROBES = (
+    Probe(
+        "weights.fp8",
+        "matrices stored in fp8",
+        "12.1, 13",
+        config(0, **SIZES),
+        fp8,
+        needs=("experts.shared",),
+        **SHORT,
+    ),
+    Probe(
+        "weights.fp4",
+        "experts stored in fp4",
+        "12.3, 13",
+        config(0, num_experts_per_tok=6, **SIZES),
+        fp4,
+        needs=("weights.fp8", "router.scores"),
+        **SHORT,
+    ),
+)
