@@ -1,4 +1,4 @@
-"""The JSON document: written whole or not at all, and checked against the published schema."""
+"""The JSON documents and their published schemas; every file is written whole or not at all."""
 
 from __future__ import annotations
 
@@ -11,39 +11,64 @@ from importlib.resources import files
 from pathlib import Path
 
 from ..errors import BadInput
+from ..gate_results import GateReport
 from ..results import Report
+
+SCHEMAS = {"dsv4-parity/report/1": "schema.json", "dsv4-parity/gate/1": "gate_schema.json"}
 
 
 @cache
-def schema() -> dict:
-    """The published schema of the document."""
-    return json.loads(files(__package__).joinpath("schema.json").read_text(encoding="utf-8"))
+def schema(name: str = "dsv4-parity/report/1") -> dict:
+    """The published schema of that name, which a document carries in its field `schema`."""
+    return json.loads(files(__package__).joinpath(SCHEMAS[name]).read_text(encoding="utf-8"))
 
 
-def text(report: Report) -> str:
+def text(report: Report | GateReport) -> str:
     """The document as text; two runs with one seed differ in `clock` only."""
-    return json.dumps(report.to_dict(), indent=1, ensure_ascii=False) + "\n"
+    return text_of(report.to_dict())
 
 
-def check_target(path: str) -> None:
+def text_of(document: dict) -> str:
+    """A document, or another JSON rendering of it, as text."""
+    content = json.dumps(document, indent=1, ensure_ascii=False) + "\n"
+    # A candidate's text may hold a lone surrogate, which UTF-8 cannot write; as \ud800 it is JSON.
+    return content.encode("utf-8", "backslashreplace").decode("utf-8")
+
+
+def read(path: str) -> object:
+    """What a JSON file holds. Raises BadInput where it is none."""
+    try:
+        return json.loads(Path(path).read_text(encoding="utf-8"))
+    except OSError as error:
+        raise BadInput(f"{path} cannot be read ({error.strerror}); give a report that --json wrote.") from error
+    except (ValueError, RecursionError) as error:
+        raise BadInput(f"{path} holds no JSON; give a report that --json wrote.") from error
+
+
+def check_target(path: str, option: str = "--json") -> None:
     """Raise BadInput where the document could not be written, before the work is done rather than after it."""
     folder = Path(path).resolve().parent
     if path != "-" and (Path(path).is_dir() or not folder.is_dir() or not os.access(folder, os.W_OK)):
         raise BadInput(
-            f"{path} cannot be written; give --json a file in a folder that exists and that you may write to."
+            f"{path} cannot be written; give {option} a file in a folder that exists and that you may write to."
         )
 
 
-def write(report: Report, path: str) -> None:
+def write(report: Report | GateReport, path: str) -> None:
     """Write the document to a file, or to standard output for `-`."""
+    write_text(text(report), path)
+
+
+def write_text(content: str, path: str) -> None:
+    """Write any rendering to a file, whole or not at all, or to standard output for `-`."""
     if path == "-":
-        sys.stdout.write(text(report))
+        sys.stdout.write(content)
         return
     target = Path(path)
     handle, temporary = tempfile.mkstemp(dir=target.resolve().parent, prefix=f".{target.name}.")
     try:
         with os.fdopen(handle, "w", encoding="utf-8") as file:
-            file.write(text(report))
+            file.write(content)
         os.chmod(temporary, 0o644)
         os.replace(temporary, target)
     except OSError as error:

@@ -1,0 +1,68 @@
+"""What moved since an earlier report of the gate."""
+
+from __future__ import annotations
+
+import math
+
+import jsonschema
+
+from ..errors import BadInput
+from ..gate_results import SCHEMA
+from . import view
+from .document import schema
+
+
+def apply(document: dict, old_document: object) -> None:
+    """Fill each cell's `drift` (ratio now over ratio before; None where new) and note verdicts that changed.
+
+    Raises BadInput where `old_document` is no report of the gate.
+    """
+    check(old_document)
+    before = view.cells_by_place(old_document)
+    now = view.cells_by_place(document)
+    changes: dict[tuple[str, str], list[str]] = {}
+    for place, cell in now.items():
+        old = before.get(place)
+        cell["drift"] = None if old is None else _drift(cell["ratio"], old["ratio"])
+        if old is not None and old["verdict"] != cell["verdict"]:
+            change = f"{old['verdict']} in the baseline, {cell['verdict']} now"
+            changes.setdefault((cell["mechanism"], change), []).append(cell["schedule"])
+    for mechanism, schedule in before.keys() - now.keys():
+        changes.setdefault((mechanism, "judged in the baseline, not now"), []).append(schedule)
+    rank = {row["name"]: number for number, row in enumerate(document["mechanisms"])}
+    document["notes"] += [
+        f"{what} differs from the baseline ({_named(old_document, what)} there), so drift compares unlike runs"
+        for what in ("candidate", "profile", "seed")
+        if _named(document, what) != _named(old_document, what)
+    ]
+    for mechanism, change in sorted(changes, key=lambda key: (rank.get(key[0], len(rank)), key)):
+        document["notes"].append(f"{mechanism}: {change} ({', '.join(sorted(changes[mechanism, change]))})")
+
+
+def check(old_document: object) -> None:
+    """Raise BadInput unless this is a document of the gate's schema."""
+    found = old_document.get("schema") if isinstance(old_document, dict) else None
+    if found != SCHEMA:
+        raise BadInput(
+            f"the baseline is no report of parity gate (its schema is {found!r}, not {SCHEMA!r}); give --baseline a "
+            "file that parity gate wrote with --json."
+        )
+    try:
+        jsonschema.validate(old_document, schema(SCHEMA))
+    except jsonschema.ValidationError as error:
+        where = "/".join(map(str, error.absolute_path)) or "its top level"
+        raise BadInput(
+            f"the baseline does not follow {SCHEMA} at {where}; write it again with parity gate --json."
+        ) from error
+
+
+def _drift(ratio: float | str, old: float | str) -> float | str:
+    new, before = view.number(ratio), view.number(old)
+    if new == before:
+        return 1.0
+    value = new / before if before else math.inf
+    return float(f"{value:.6g}") if math.isfinite(value) else "inf"
+
+
+def _named(document: dict, what: str) -> object:
+    return document["candidate"]["name"] if what == "candidate" else document[what]
