@@ -9,7 +9,8 @@ import time
 import traceback
 from collections.abc import Callable
 
-from .environment import check_environment, prepare_environment
+from . import gate_command
+from .environment import check_environment, prepare_environment, use_one_thread
 from .errors import BadInput, ParityError
 
 INTERNAL_ERROR = 70
@@ -52,7 +53,7 @@ def main(arguments: list[str] | None = None) -> int:
     prepare_environment()
     options = parser().parse_args(arguments)
     try:
-        return options.command(options, started)
+        return options.command(options, started, Progress)
     except KeyboardInterrupt:
         print("parity: stopped.", file=sys.stderr)
         return INTERRUPTED
@@ -108,7 +109,7 @@ def parser() -> argparse.ArgumentParser:
         help="draw other examples (default 0); the same seed gives the same report",
     )
     run.add_argument("--case", metavar="JSON", help="judge one printed example again; needs --pair")
-    run.set_defaults(command=run_command, name="run")
+    run.set_defaults(command=run_command, name="run", problem=_run_problem)
 
     golden = commands.add_parser(
         "golden",
@@ -119,9 +120,9 @@ def parser() -> argparse.ArgumentParser:
         formatter_class=raw,
     )
     golden.add_argument("folders", nargs="+", metavar="DIR", help="a recorded case, or a folder of them")
-    golden.set_defaults(command=golden_command, name="golden")
+    golden.set_defaults(command=golden_command, name="golden", problem=_run_problem)
 
-    for command in (run, golden):
+    for command in (run, golden, *gate_command.add_parsers(commands, raw)):
         command.add_argument(
             "--json", metavar="FILE", help="write the report as one JSON document; - for standard output"
         )
@@ -129,7 +130,7 @@ def parser() -> argparse.ArgumentParser:
     return top
 
 
-def run_command(options: argparse.Namespace, started: float) -> int:
+def run_command(options: argparse.Namespace, started: float, progress_line: Callable) -> int:
     """`parity run`."""
     from .report import document
 
@@ -158,11 +159,12 @@ def run_command(options: argparse.Namespace, started: float) -> int:
         options,
         started,
         imported,
+        progress_line,
         lambda progress: run(profile, names, dtypes, options.seed, environment, progress, case),
     )
 
 
-def golden_command(options: argparse.Namespace, started: float) -> int:
+def golden_command(options: argparse.Namespace, started: float, progress_line: Callable) -> int:
     """`parity golden`."""
     from .report import document
 
@@ -172,20 +174,21 @@ def golden_command(options: argparse.Namespace, started: float) -> int:
     from .golden import golden
 
     imported = time.monotonic() - started
-    return _finish(options, started, imported, lambda progress: golden(options.folders, environment, progress))
+    return _finish(
+        options, started, imported, progress_line, lambda progress: golden(options.folders, environment, progress)
+    )
 
 
-def _finish(options: argparse.Namespace, started: float, imported: float, work: Callable) -> int:
+def _finish(
+    options: argparse.Namespace, started: float, imported: float, progress_line: Callable, work: Callable
+) -> int:
     """Do the work under a progress line, write the document, show the table."""
-    import torch
+    use_one_thread()
     from rich.console import Console
 
     from .report import document, table
 
-    # The tensors are tiny: a second thread waits more than it saves, and with one the sums are the same on every
-    # machine.
-    torch.set_num_threads(1)
-    with Progress() as progress:
+    with progress_line() as progress:
         report = work(progress)
     report.clock = {"import_s": round(imported, 2), **report.clock, "total_s": round(time.monotonic() - started, 2)}
     if options.json:
@@ -230,18 +233,22 @@ class Progress:
 def _document_problem(options: argparse.Namespace, error: ParityError) -> None:
     """A run that could not start has a document too, so that a CI job reads one file whatever happened."""
     from .report import document
-    from .results import Report, Verdict
+    from .results import Verdict
 
     verdict = next(verdict for verdict in Verdict if verdict.exit_code == error.exit_code)
-    report = Report(
-        options.name, getattr(options, "profile", ""), getattr(options, "seed", 0), verdict, str(error), environment={}
-    )
-    if options.json:
+    if options.json and options.problem:
         try:
             document.check_target(options.json)
-            document.write(report, options.json)
+            document.write(options.problem(options, verdict, str(error)), options.json)
         except BadInput:
             return  # the sentence on standard error is all that can be given
+
+
+def _run_problem(options: argparse.Namespace, verdict, sentence: str):
+    from .results import Report
+
+    profile, seed = getattr(options, "profile", ""), getattr(options, "seed", 0)
+    return Report(options.name, profile, seed, verdict, sentence, environment={})
 
 
 def _one_of(option: str, value: str, known: list[str]) -> str:

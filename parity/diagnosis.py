@@ -15,7 +15,7 @@ from itertools import combinations
 import torch
 from torch import Tensor
 
-from .defects import Conflict, Defect, applied, catalogue
+from .defects import Defect, applied, catalogue
 from .families import Family, forward
 from .gate_results import Diagnosis
 from .matrix import Matrix
@@ -49,6 +49,7 @@ class Diagnoser:
     matrix: Matrix
     known: dict[str, Defect] = field(default_factory=lambda: {i: d for i, d in catalogue().items() if d.reference})
     patched: dict = field(default_factory=dict)
+    beam: list[Hypothesis] = field(default_factory=lambda: [Hypothesis()])
 
     def schedules(self, mechanism: str) -> list[str]:
         """Schedules whose logits can be compared, cheap ones first, red ones before green ones."""
@@ -82,22 +83,25 @@ class Diagnoser:
 
     def diagnose(self) -> Hypothesis:
         """The smallest set of defects that explains most of what was seen."""
-        beam = [Hypothesis()]
         for mechanism in self.families:
-            if not self.schedules(mechanism):
-                continue
-            red = bool(self.matrix.red(mechanism))
-            following = []
-            for hypothesis in beam:
-                if self.reproduces(mechanism, hypothesis.defects):
-                    following.append(hypothesis)
-                elif red:
-                    following += self._extended(mechanism, hypothesis)
-            if not following and beam:  # every hypothesis breaks a green probe: none of them was right
-                following = [Hypothesis((), tuple(m for m in self.families if self.matrix.red(m)))]
-            beam = sorted({h.defects: h for h in sorted(following, key=lambda h: h.cost, reverse=True)}.values(), key=lambda h: h.cost)
-            beam = beam[:BEAM]
-        return self._reduced(beam[0])
+            self.visit(mechanism)
+        return self._reduced(self.beam[0])
+
+    def visit(self, mechanism: str) -> None:
+        """Hold the hypotheses to one more probe."""
+        if not self.schedules(mechanism):
+            return
+        red, following = bool(self.matrix.red(mechanism)), {}
+        for hypothesis in self.beam:
+            if self.reproduces(mechanism, hypothesis.defects):
+                further = [hypothesis]
+            else:  # at a green probe it is refuted
+                further = self._extended(mechanism, hypothesis) if red else []
+            for found in further:
+                following.setdefault(frozenset(found.defects), found)
+        if not following:  # all refuted: what the red probes showed has another reason
+            following = {frozenset(): Hypothesis((), tuple(m for m in self.families if self.matrix.red(m)))}
+        self.beam = sorted(following.values(), key=lambda h: h.cost)[:BEAM]
 
     def _extended(self, mechanism: str, hypothesis: Hypothesis) -> list[Hypothesis]:
         """The hypothesis with one more defect, or two of one mechanism, that reproduce this probe; else without it."""
@@ -105,16 +109,13 @@ class Diagnoser:
         for group in self._groups(mechanism):
             names = [name for name in group if name not in hypothesis.defects]
             singles = [(*hypothesis.defects, name) for name in names]
-            found = [Hypothesis(d, hypothesis.unexplained) for d in singles if self._explains(mechanism, d)]
+            found = [Hypothesis(d, hypothesis.unexplained) for d in singles if self.reproduces(mechanism, d)]
             if not found and len(names) <= PAIRS_OF:
                 pairs = [(*hypothesis.defects, *two) for two in combinations(names, 2)]
-                found = [Hypothesis(d, hypothesis.unexplained) for d in pairs if self._explains(mechanism, d)]
+                found = [Hypothesis(d, hypothesis.unexplained) for d in pairs if self.reproduces(mechanism, d)]
             if found:
                 break
         return found or [Hypothesis(hypothesis.defects, (*hypothesis.unexplained, mechanism))]
-
-    def _explains(self, mechanism: str, defects: tuple[str, ...]) -> bool:
-        return self.reproduces(mechanism, defects)
 
     def _groups(self, mechanism: str) -> list[list[str]]:
         """Defects to try: the mechanism's own, then those of all that its probe needs, nearest first."""
@@ -149,7 +150,7 @@ class Diagnoser:
                 Diagnosis(
                     [],
                     [],
-                    f"Nothing in the catalogue of {len(self.known)} defects reproduces what this port gives for {where}.",
+                    f"None of the {len(self.known)} known defects reproduces what this port gives for {where}.",
                     red=len(unexplained),
                 )
             )
@@ -161,7 +162,8 @@ class Diagnoser:
         return Diagnosis(
             [name],
             [defect.title],
-            f"This port behaves exactly like the reference with {defect.title} ({name}); it should read: {defect.formula}",
+            f"This port behaves exactly like the reference with {defect.title} ({name}); "
+            f"it should read: {defect.formula}",
             [defect.formula],
             [defect.seen],
             len(mine),
@@ -182,6 +184,3 @@ def _needed(mechanism: str) -> set[str]:
     """Everything that a probe builds on, at any depth."""
     probe = registry()[mechanism]
     return {*probe.needs}.union(*(_needed(need) for need in probe.needs)) if probe.needs else set()
-
-
-__all__ = ["Conflict", "Diagnoser", "Hypothesis", "patched_logits"]

@@ -46,6 +46,14 @@ def prepare_environment() -> None:
     os.environ.setdefault(TF32_VARIABLE, "0")
 
 
+def use_one_thread() -> None:
+    """Let torch use one thread: the tensors are tiny, a second one waits more than it saves, and with one the sums are
+    the same on every machine."""
+    import torch
+
+    torch.set_num_threads(1)
+
+
 def check_environment() -> dict[str, object]:
     """Return the facts for the report, or raise `BadEnvironment` with one sentence that says what to do."""
     _check_tf32_variable()

@@ -66,35 +66,39 @@ def family(probe: Probe, seed: int) -> Family:
     tokens."""
     best = None
     for attempt in range(SEEDS):
-        found = _family(probe, seed * 1000 + attempt)
-        if best is None or found.clear.sum() > best.clear.sum():
-            best = found
+        draw = _Draw(probe, seed * 1000 + attempt)
+        if best is None or draw.clear.sum() > best.clear.sum():
+            best = draw
         if best.clear.all():
             break
-    return best
+    return best.family()
 
 
-def _family(probe: Probe, seed: int) -> Family:
-    tensors = probe.weights(seed)
-    random = torch.Generator().manual_seed(seed)
-    ids = torch.randint(0, probe.config["vocab_size"], (ROWS, probe.tokens), generator=random)
-    paths = oracle.decision_paths(probe.config)
-    paths = {path: kind for path, kind in paths.items() if path.startswith("layers.")}
-    exact_side, side = (TorchSide(probe.config, {}, tensors, dtype) for dtype in ("float64", probe.dtype))
-    exact = oracle.observe(exact_side, lambda: {"logits": forward(exact_side.model, ids, probe.calls)}, paths)
-    replay = oracle.replayable(exact, paths)
-    run = lambda: {"logits": forward(side.model, ids, probe.calls)}  # noqa: E731
-    baseline = oracle.observe(side, run, paths, replay)
-    nulls = oracle.null_runs(side, run, paths, replay, probe.dtype, seed)
-    return Family(
-        probe,
-        tensors,
-        ids,
-        exact.taps["logits"],
-        baseline.taps["logits"],
-        [null.taps["logits"] for null in nulls],
-        _clear(probe, exact_side.model, exact, [baseline, *nulls], paths),
-    )
+class _Draw:
+    """One draw of a probe's weights, run exactly and in the probe's type."""
+
+    def __init__(self, probe: Probe, seed: int):
+        self.probe, self.seed = probe, seed
+        self.tensors = probe.weights(seed)
+        random = torch.Generator().manual_seed(seed)
+        self.ids = torch.randint(0, probe.config["vocab_size"], (ROWS, probe.tokens), generator=random)
+        paths = oracle.decision_paths(probe.config)
+        self.paths = {path: kind for path, kind in paths.items() if path.startswith("layers.")}
+        exact_side, self.side = (TorchSide(probe.config, {}, self.tensors, t) for t in ("float64", probe.dtype))
+        self.exact = oracle.observe(exact_side, lambda: self.run(exact_side), self.paths)
+        self.replay = oracle.replayable(self.exact, self.paths)
+        self.baseline = oracle.observe(self.side, lambda: self.run(self.side), self.paths, self.replay)
+        self.clear = _clear(probe, exact_side.model, self.exact, self.baseline, self.paths)
+
+    def run(self, side: TorchSide) -> dict[str, Tensor]:
+        return {"logits": forward(side.model, self.ids, self.probe.calls)}
+
+    def family(self) -> Family:
+        nulls = oracle.null_runs(
+            self.side, lambda: self.run(self.side), self.paths, self.replay, self.probe.dtype, self.seed
+        )
+        exact, baseline, *others = [run.taps["logits"] for run in (self.exact, self.baseline, *nulls)]
+        return Family(self.probe, self.tensors, self.ids, exact, baseline, others, self.clear)
 
 
 def forward(model, ids: Tensor, calls: tuple[int, ...]) -> Tensor:
@@ -108,7 +112,7 @@ def forward(model, ids: Tensor, calls: tuple[int, ...]) -> Tensor:
     return torch.cat(logits, dim=1)
 
 
-def _clear(probe: Probe, model, exact: oracle.Observation, others: list[oracle.Observation], paths: dict) -> Tensor:
+def _clear(probe: Probe, model, exact: oracle.Observation, baseline: oracle.Observation, paths: dict) -> Tensor:
     """Tokens that every program that computes right gives the same experts and rows."""
     clear = torch.ones(ROWS, probe.tokens, dtype=torch.bool)
     for path, scores in exact.scores.items():
@@ -118,12 +122,12 @@ def _clear(probe: Probe, model, exact: oracle.Observation, others: list[oracle.O
         allowed, k = oracle.allowed_items(module, scores)
         if scores.shape[-1] <= k:
             continue
-        truth, *runs = oracle.hidden_scores(module, path, [exact, *others])
-        noise = torch.stack([(run.double() - truth).abs().amax(-1) for run in runs]).amax(0)
+        truth, rounded = oracle.hidden_scores(module, path, [exact, baseline])
+        noise = (rounded.double() - truth).abs().amax(-1)
         ranked = scores.double() + (module.bias.double() if hasattr(module, "bias") else 0)
         ranked = ranked.masked_fill(~allowed, -torch.inf).topk(k + 1, dim=-1)[0]
         gap = (ranked[..., k - 1] - ranked[..., k]).nan_to_num(nan=torch.inf)  # too few to choose from
-        clear &= gap > CLEAR * torch.maximum(noise, noise.median())
-    if sum(ratio >= 0 for ratio in probe.config["compress_ratios"]) > 1:  # later layers see earlier tokens
+        clear &= gap > CLEAR * torch.maximum(noise, noise[noise > 0].median() if (noise > 0).any() else noise)
+    if len(probe.config["compress_ratios"]) > 1:  # later layers see earlier tokens
         clear = clear.cummin(1)[0]
     return clear

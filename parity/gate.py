@@ -7,12 +7,11 @@ import time
 from collections.abc import Callable, Iterable
 from pathlib import Path
 
-from .adapters import Target, resolve
+from .adapters import resolve
 from .diagnosis import Diagnoser, Hypothesis
 from .environment import check_environment
-from .errors import BadInput
 from .families import Family, family
-from .gate_results import Candidate, Cell, Deviation, GateReport, Gap, Mechanism
+from .gate_results import Candidate, Cell, Deviation, Gap, GateReport, Mechanism
 from .matrix import PATIENCE, Engine, Matrix, ask, close_gaps, judge_probe
 from .probes import SCHEDULES, Probe, of_profile
 from .process import CandidateProblem, MissingImports, Process
@@ -40,6 +39,7 @@ def judge(
     require: Iterable[str] = (),
     progress: Progress = lambda text: None,
     environment: dict | None = None,
+    bundle: Path | None = None,
 ) -> GateReport:
     """Judge a candidate, in a process of its own. Raises BadInput where the target is none."""
     resolved = resolve(target)
@@ -62,10 +62,9 @@ def judge(
     return report
 
 
-def judge_engine(engine: Engine, report: GateReport, probes: list[Probe], scratch: Path) -> GateReport:
-    """Judge whatever runs in this process: dsv4_mlx with a defect."""
-    _judge(engine, probes, report, scratch, set(), lambda text: None)
-    return report
+def requirable() -> list[str]:
+    """What --require may name: schedules, the MTP block, mechanisms."""
+    return [*SCHEDULES, "mtp", *(probe.mechanism for probe in of_profile("exhaustive"))]
 
 
 def _judge(
@@ -172,10 +171,14 @@ def conclude(report: GateReport) -> None:
     if bad is not None:
         report.first_deviation = Deviation(bad.mechanism, bad.schedule, bad.sentence)
         title = next(m.title for m in report.mechanisms if m.name == bad.mechanism)
-        report.sentence = f"{name} deviates first in {bad.mechanism} ({title}), under {WORDS[bad.schedule]}: {bad.sentence}."
+        report.sentence = (
+            f"{name} deviates first in {bad.mechanism} ({title}), under {WORDS[bad.schedule]}: {bad.sentence}."
+        )
     elif report.verdict is Verdict.PARITY and required:
         report.verdict = Verdict.COVERAGE_GAP
-        report.sentence = f"{name} agrees wherever it was judged, but {required[0].what} was required: {required[0].sentence}."
+        report.sentence = (
+            f"{name} agrees wherever it was judged, but {required[0].what} was required: {required[0].sentence}."
+        )
     elif report.verdict is Verdict.PARITY:
         rows = len({cell.mechanism for cell in judged})
         report.sentence = (
@@ -190,6 +193,3 @@ def conclude(report: GateReport) -> None:
             "The shared expert is not clamped: that is what the first published revision (2026-04-24) computes; "
             "revisions since 2026-04-27 clamp it."
         )
-
-
-__all__ = ["BadInput", "Target", "conclude", "judge", "judge_engine"]

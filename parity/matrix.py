@@ -12,21 +12,14 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from .adapters.problems import AteMemory, CandidateProblem, Died, Hung, NotOffered
 from .families import Family
 from .gate_results import Cell
-from .process import AteMemory, CandidateProblem, Died, Hung, NotOffered, Raised
 from .results import Verdict
 
 # A candidate that dies or hangs this often is not asked again: each time costs a whole time limit.
 PATIENCE = 3
 NOT_ASKED = "was not asked: the candidate hung or died too often before"
-WORDS = {
-    "oneshot": "in one call without a cache",
-    "cached": "in one call with a cache",
-    "decode": "token by token after a prompt",
-    "chunks": "in chunks",
-    "batch": "in a batch of two",
-}
 
 
 class Engine(Protocol):
@@ -135,7 +128,8 @@ def _failed(mechanism: str, schedule: str, doing: str, problem: CandidateProblem
 
 
 def close_gaps(matrix: Matrix, schedules: Iterable[str], soft: Callable[[Cell], bool]) -> list[str]:
-    """Schedules in which the candidate raises whatever it is given, though it runs otherwise: it does not offer them."""
+    """Schedules in which the candidate raises whatever it is given, though it runs otherwise: it offers none of
+    them."""
     missing = []
     runs = {cell.mechanism for cell in matrix.cells if cell.verdict in (Verdict.PARITY, Verdict.DIVERGES)}
     for schedule in schedules:
@@ -145,6 +139,3 @@ def close_gaps(matrix: Matrix, schedules: Iterable[str], soft: Callable[[Cell], 
             for cell in cells:
                 cell.verdict = Verdict.COVERAGE_GAP
     return missing
-
-
-__all__ = ["Engine", "Matrix", "Raised", "ask", "close_gaps", "judge", "judge_probe"]

@@ -16,6 +16,7 @@ def window(weights: Weights) -> None:
 
 
 def sink(weights: Weights) -> None:
+    """Heads differ by their sinks, and by nothing that a wrong grouping would show."""
     weights.only_attention()
     weights.without_positions()
     weights.without_queries()
@@ -30,6 +31,7 @@ def output(weights: Weights) -> None:
 
 
 def queries(weights: Weights) -> None:
+    """Content only: nothing rotates."""
     weights.only_attention()
     weights.without_positions()
 

@@ -16,6 +16,7 @@ def means(weights: Weights) -> None:
 
 
 def gates(weights: Weights) -> None:
+    """Gates by content, without ape."""
     weights.only_attention()
     weights.without_positions()
     weights.without_queries()
@@ -23,6 +24,7 @@ def gates(weights: Weights) -> None:
 
 
 def ape(weights: Weights) -> None:
+    """Gates by content and by position in the block."""
     weights.only_attention()
     weights.without_positions()
     weights.without_queries()

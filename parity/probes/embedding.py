@@ -5,6 +5,7 @@ from .weights import Weights, config
 
 
 def nothing_between(weights: Weights) -> None:
+    """Streams that no sub-layer changes."""
     weights.mute_attention()
     weights.mute_experts()
     weights.still_hyper_connections()

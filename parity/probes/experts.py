@@ -12,6 +12,7 @@ GATES = r".*\.ffn\..*\.w[13]\.weight"
 
 
 def shared(weights: Weights, gain: float) -> None:
+    """The shared expert alone, its pre-activations `gain` times the usual."""
     weights.mute_routed()
     weights.only_experts()
     weights.scale(GATES, gain)

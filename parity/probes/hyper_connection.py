@@ -30,18 +30,21 @@ def only_bases(weights: Weights, first: int, last: int, head: bool) -> None:
 
 
 def post(weights: Weights) -> None:
+    """post differs from stream to stream, all else is alike."""
     n = weights.config["hc_mult"]
     shared_only(weights)
     only_bases(weights, n, 2 * n, head=True)
 
 
 def pre(weights: Weights) -> None:
+    """pre and post differ from stream to stream."""
     n = weights.config["hc_mult"]
     shared_only(weights)
     only_bases(weights, 0, 2 * n, head=True)
 
 
 def dynamic(weights: Weights) -> None:
+    """Coefficients that depend on the streams."""
     shared_only(weights)
     fresh = Weights(weights.config, 1).tensors
     for name in weights.tensors:
@@ -57,6 +60,7 @@ def norm(weights: Weights) -> None:
 
 
 def head(weights: Weights) -> None:
+    """Only the last mixing depends on the streams."""
     shared_only(weights)
     weights.tensors["hc_head_fn"] = Weights(weights.config, 1).tensors["hc_head_fn"]
 

@@ -28,6 +28,7 @@ def still(weights: Weights) -> None:
 
 
 def gated(weights: Weights) -> None:
+    """The indexer's own keys with gates and ape."""
     weights.only_attention()
     still(weights)
 

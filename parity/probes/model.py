@@ -4,7 +4,15 @@ from . import Probe
 from .weights import Weights, config
 
 LENGTH = {"tokens": 270, "prompt": 250, "chunks": (100, 27, 1, 72, 50, 20)}
-ALL = ("router.hash", "experts.clamp", "experts.shared_clamp", "rope.plain_rows", "indexer.rope", "hc.dynamic", "hc.head")
+ALL = (
+    "router.hash",
+    "experts.clamp",
+    "experts.shared_clamp",
+    "rope.plain_rows",
+    "indexer.rope",
+    "hc.dynamic",
+    "hc.head",
+)
 SIZES = {"sliding_window": 16, "index_topk": 12, "hc_sinkhorn_iters": 20, "swiglu_limit": 2.0}
 
 

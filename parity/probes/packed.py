@@ -11,6 +11,7 @@ from .experts import routed, shared
 from .weights import Weights, config
 
 SIZES = {
+    "torch_dtype": "bfloat16",
     "hidden_size": 128,
     "head_dim": 128,
     "q_lora_rank": 128,
@@ -66,11 +67,13 @@ def packed(weights: Weights) -> None:
 
 
 def fp8(weights: Weights) -> None:
+    """The shared expert alone, in fp8."""
     shared(weights, gain=0.3)
     packed(weights)
 
 
 def fp4(weights: Weights) -> None:
+    """Every routed expert in fp4 beside the shared one."""
     routed(weights, gain=0.3, bias=0.0)
     packed(weights)
 

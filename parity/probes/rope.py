@@ -7,6 +7,7 @@ WINDOW = {"tokens": 29, "prompt": 5, "chunks": (7, 1, 9, 3, 9)}
 
 
 def scores(weights: Weights) -> None:
+    """Rotated channels enter the scores, and not the output."""
     weights.only_attention()
     weights.outputs_without_positions()
 

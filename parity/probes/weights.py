@@ -19,6 +19,7 @@ EMBEDDED = 16.0
 SILENT_SINK = -100.0
 
 FLASH = FIXED | {
+    "torch_dtype": "float32",
     "vocab_size": 48,
     "hidden_size": 32,
     "num_hash_layers": 0,
@@ -117,7 +118,9 @@ class Weights:
 
     def without_positions(self) -> None:
         """Key-value rows, of the window and compressed, have nothing in the channels that rotate."""
-        self.change(r".*\.attn\.(wkv|compressor\.wkv)\.weight", lambda x: self._without_last(x, self.config["head_dim"]))
+        self.change(
+            r".*\.attn\.(wkv|compressor\.wkv)\.weight", lambda x: self._without_last(x, self.config["head_dim"])
+        )
 
     def _without_last(self, x: Tensor, dim: int) -> Tensor:
         x = x.clone()
