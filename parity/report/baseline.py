@@ -11,32 +11,37 @@ from ..gate_results import SCHEMA
 from . import view
 from .document import schema
 
+MEASURED = {"parity", "diverges"}  # verdicts of cells that have a ratio
+
 
 def apply(document: dict, old_document: object) -> None:
-    """Fill each cell's `drift` (ratio now over ratio before; None where new) and note verdicts that changed.
+    """Fill each cell's `drift`, ratio now over ratio before, and note verdicts that changed.
 
+    A drift is None where one of the two was not measured.
     Raises BadInput where `old_document` is no report of the gate.
     """
     check(old_document)
     before = view.cells_by_place(old_document)
     now = view.cells_by_place(document)
-    changes: dict[tuple[str, str], list[str]] = {}
-    for place, cell in now.items():
-        old = before.get(place)
-        cell["drift"] = None if old is None else _drift(cell["ratio"], old["ratio"])
-        if old is not None and old["verdict"] != cell["verdict"]:
-            change = f"{old['verdict']} in the baseline, {cell['verdict']} now"
-            changes.setdefault((cell["mechanism"], change), []).append(cell["schedule"])
-    for mechanism, schedule in before.keys() - now.keys():
-        changes.setdefault((mechanism, "judged in the baseline, not now"), []).append(schedule)
-    rank = {row["name"]: number for number, row in enumerate(document["mechanisms"])}
     document["notes"] += [
-        f"{what} differs from the baseline ({_named(old_document, what)} there), so drift compares unlike runs"
+        f"the baseline has another {what} ({_named(old_document, what)}), so drift compares unlike runs"
         for what in ("candidate", "profile", "seed")
         if _named(document, what) != _named(old_document, what)
     ]
-    for mechanism, change in sorted(changes, key=lambda key: (rank.get(key[0], len(rank)), key)):
-        document["notes"].append(f"{mechanism}: {change} ({', '.join(sorted(changes[mechanism, change]))})")
+    changes: dict[str, dict[str, list[str]]] = {}
+    for place, cell in now.items():
+        old = before.get(place)
+        measured = old is not None and {cell["verdict"], old["verdict"]} <= MEASURED
+        cell["drift"] = _drift(cell["ratio"], old["ratio"]) if measured else None
+        if old is not None and old["verdict"] != cell["verdict"]:
+            change = f"{old['verdict']} in the baseline, {cell['verdict']} now"
+            changes.setdefault(change, {}).setdefault(cell["mechanism"], []).append(cell["schedule"])
+    for mechanism, schedule in before:
+        if (mechanism, schedule) not in now:
+            changes.setdefault("in the baseline, not in this run", {}).setdefault(mechanism, []).append(schedule)
+    for change, rows in changes.items():
+        places = ", ".join(f"{mechanism} ({', '.join(schedules)})" for mechanism, schedules in rows.items())
+        document["notes"].append(f"{change}: {places}")
 
 
 def check(old_document: object) -> None:

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 UNSAFE = re.compile(
     "[\x00-\x08\x0b-\x1f\x7f-\x9f\u200e\u200f\u2028-\u202e\u2066-\u2069\ud800-\udfff\ufeff\ufffe\uffff]"
 )
-LONGEST = 4000  # characters of one text; a candidate may name its class by a novel
+LONGEST = 2000  # characters of one text; a candidate may name its class by a novel
 SLACK_CAP = 5.0  # slack is 1 + 4/sqrt(rows): a limit further above factor x null than this is the floor
 
 SCHEDULES = {
@@ -101,7 +101,7 @@ def ratio(value: float | str) -> str:
     """Error over limit, as the table of `parity run` shows it."""
     x = number(value)
     return (
-        "inf" if math.isinf(x) else f"{x:.2f}" if x < 10 else f"{x:.0f}" if x < 1000 else f"{x:.0e}".replace("+0", "")
+        "inf" if math.isinf(x) else f"{x:.2f}" if x < 10 else f"{x:.0f}" if x < 1000 else f"{x:.1e}".replace("e+0", "e")
     )
 
 
