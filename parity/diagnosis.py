@@ -177,7 +177,7 @@ def patched_logits(family: Family, schedule: str, defects: list[Defect]) -> Tens
     with applied(defects, "reference_torch"), torch.no_grad():
         model = TorchSide(probe.config, {}, family.tensors, "float64").model
         calls = () if schedule == "oneshot" and not probe.calls else probe.calls_of(schedule)
-        return forward(model, ids, calls)
+        return forward(model, ids, calls, probe.mtp)
 
 
 def _needed(mechanism: str) -> set[str]:

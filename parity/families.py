@@ -10,6 +10,8 @@ import torch
 from safetensors.torch import save_file
 from torch import Tensor
 
+from reference_torch import MTPState
+
 from . import oracle
 from .probes import Probe
 from .sides import TorchSide
@@ -23,7 +25,7 @@ SEEDS = 6  # how many draws of the weights are tried for one in which every choi
 
 @dataclass
 class Family:
-    """A probe's runs in the reference, one shot, on `ids` [ROWS, tokens].
+    """A probe's runs in the reference, one shot, on `ids` [ROWS, tokens], one token more where the MTP block reads.
 
     clear [ROWS, tokens]: tokens that no unclear choice of experts or rows reaches. Only these are judged.
     """
@@ -81,9 +83,10 @@ class _Draw:
         self.probe, self.seed = probe, seed
         self.tensors = probe.weights(seed)
         random = torch.Generator().manual_seed(seed)
-        self.ids = torch.randint(0, probe.config["vocab_size"], (ROWS, probe.tokens), generator=random)
+        shape = (ROWS, probe.tokens + probe.mtp)
+        self.ids = torch.randint(0, probe.config["vocab_size"], shape, generator=random)
         paths = oracle.decision_paths(probe.config)
-        self.paths = {path: kind for path, kind in paths.items() if path.startswith("layers.")}
+        self.paths = {path: kind for path, kind in paths.items() if probe.mtp or path.startswith("layers.")}
         exact_side, self.side = (TorchSide(probe.config, {}, self.tensors, t) for t in ("float64", probe.dtype))
         self.exact = oracle.observe(exact_side, lambda: self.run(exact_side), self.paths)
         self.replay = oracle.replayable(self.exact, self.paths)
@@ -91,7 +94,7 @@ class _Draw:
         self.clear = _clear(probe, exact_side.model, self.exact, self.baseline, self.paths)
 
     def run(self, side: TorchSide) -> dict[str, Tensor]:
-        return {"logits": forward(side.model, self.ids, self.probe.calls)}
+        return {"logits": forward(side.model, self.ids, self.probe.calls, self.probe.mtp)}
 
     def family(self) -> Family:
         nulls = oracle.null_runs(
@@ -101,14 +104,20 @@ class _Draw:
         return Family(self.probe, self.tensors, self.ids, exact, baseline, others, self.clear)
 
 
-def forward(model, ids: Tensor, calls: tuple[int, ...]) -> Tensor:
-    """Logits [B, S, V] of one cacheless call, or of several that share a state."""
-    if not calls:
-        return model(ids)
-    state, start, logits = model.new_state(), 0, []
-    for tokens in calls:
-        logits.append(model(ids[:, start : start + tokens], state))
-        start += tokens
+def forward(model, ids: Tensor, calls: tuple[int, ...], mtp: bool = False) -> Tensor:
+    """Logits [B, S, V] of one cacheless call, or of several that share a state; with `mtp`, the MTP block's, for which
+    ids [B, S + 1] hold one token more."""
+    state = model.new_state() if calls else None
+    mtp_state = MTPState() if calls else None
+    start, logits = 0, []
+    for tokens in calls or (ids.shape[1] - mtp,):
+        stop = start + tokens
+        if mtp:
+            streams = model.streams(ids[:, start:stop], state)
+            logits.append(model.mtp_logits(streams, ids[:, start + 1 : stop + 1], mtp_state))
+        else:
+            logits.append(model(ids[:, start:stop], state))
+        start = stop
     return torch.cat(logits, dim=1)
 
 

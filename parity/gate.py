@@ -26,7 +26,6 @@ WORDS = {
     "decode": "decode after a prompt",
     "chunks": "chunks",
     "batch": "a batch of two",
-    "mtp": "the MTP block",
 }
 
 
@@ -63,8 +62,8 @@ def judge(
 
 
 def requirable() -> list[str]:
-    """What --require may name: schedules, the MTP block, mechanisms."""
-    return [*SCHEDULES, "mtp", *(probe.mechanism for probe in of_profile("exhaustive"))]
+    """What --require may name: schedules and mechanisms."""
+    return [*SCHEDULES, *(probe.mechanism for probe in of_profile("exhaustive"))]
 
 
 def _judge(
@@ -76,7 +75,7 @@ def _judge(
     report.cells = matrix.cells
     soft = lambda cell: matrix.troubles < PATIENCE  # noqa: E731
     missing = close_gaps(matrix, SCHEDULES, soft)
-    report.gaps = _gaps(matrix.cells, missing, engine, require)
+    report.gaps = _gaps(matrix.cells, missing, require)
     red = [cell for cell in matrix.cells if cell.verdict is Verdict.DIVERGES]
     if red:
         progress("looking for the defects that explain it")
@@ -122,8 +121,8 @@ def _describe(candidate: Candidate, facts: dict) -> None:
     candidate.libraries = facts.get("libraries", {})
 
 
-def _gaps(cells: list[Cell], missing: list[str], engine: Engine, require: set[str]) -> list[Gap]:
-    """What was not offered, each once: whole schedules, then mechanisms, then the MTP block."""
+def _gaps(cells: list[Cell], missing: list[str], require: set[str]) -> list[Gap]:
+    """What was not offered, each once: whole schedules, then mechanisms."""
     gaps = []
     for schedule in missing:
         said = next(cell.sentence for cell in cells if cell.schedule == schedule)
@@ -133,9 +132,6 @@ def _gaps(cells: list[Cell], missing: list[str], engine: Engine, require: set[st
         if cell.verdict is Verdict.COVERAGE_GAP and cell.schedule not in missing and cell.mechanism not in seen:
             seen.add(cell.mechanism)
             gaps.append(Gap(cell.mechanism, f"{cell.mechanism} was not judged: {cell.sentence}"))
-    facts = getattr(engine, "facts", {})
-    if not facts.get("mtp"):
-        gaps.append(Gap("mtp", "the MTP block is not offered, so it was not judged"))
     for gap in gaps:
         gap.required = gap.what in require
     return gaps

@@ -29,6 +29,8 @@ class Engine(Protocol):
 
     def run(self, schedule: str, ids: np.ndarray, calls: Iterable[int], cached: bool) -> np.ndarray: ...
 
+    def mtp(self, schedule: str, ids: np.ndarray, calls: Iterable[int], cached: bool) -> np.ndarray: ...
+
 
 @dataclass
 class Matrix:
@@ -78,7 +80,9 @@ def _cell(engine: Engine, family: Family, schedule: str, matrix: Matrix) -> Cell
 def ask(engine: Engine, family: Family, schedule: str) -> Tensor:
     """The candidate's logits. Raises CandidateProblem."""
     ids = family.ids[: family.rows(schedule)].numpy().astype(np.int32)
-    return torch.from_numpy(engine.run(schedule, ids, family.probe.calls_of(schedule), schedule != "oneshot"))
+    calls, cached = family.probe.calls_of(schedule), schedule != "oneshot"
+    run = engine.mtp if family.probe.mtp else engine.run
+    return torch.from_numpy(run(schedule, ids, calls, cached))
 
 
 def judge(family: Family, schedule: str, logits: Tensor) -> Cell:

@@ -126,6 +126,10 @@ class Patched:
         with applied(self.defects, "dsv4_mlx"):
             return self._raising(self.port.run, ids, calls, cached)[0]
 
+    def mtp(self, schedule: str, ids, calls, cached: bool):
+        with applied(self.defects, "dsv4_mlx"):
+            return self._raising(self.port.mtp, ids, calls, cached)[0]
+
     def _raising(self, do: Callable, *args):
         try:
             return do(*args)

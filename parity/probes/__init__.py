@@ -7,7 +7,7 @@ of the gate's matrix. What a probe cannot mute stands in its `needs`, which come
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from functools import cache
 from importlib import import_module
 
@@ -24,7 +24,8 @@ class Probe:
 
     config: raw keys. recipe: turns random weights into the probe's. tokens: sequence length. prompt: tokens of the
     first call under `decode` and `batch`, all later ones come one by one. chunks: tokens a call under `chunks`.
-    profile: the first profile that runs it. calls: tokens a call of the reference's own run.
+    profile: the first profile that runs it. calls: tokens a call of the reference's own run. mtp: whether the MTP
+    block's logits are judged.
     """
 
     mechanism: str
@@ -39,7 +40,8 @@ class Probe:
     dtype: str = "float32"
     profile: str = "quick"
     schedules: tuple[str, ...] = SCHEDULES
-    calls: tuple[int, ...] = field(default=())
+    calls: tuple[int, ...] = ()
+    mtp: bool = False
 
     def __post_init__(self):
         if sum(self.chunks) != self.tokens or (self.calls and sum(self.calls) != self.tokens):

@@ -22,6 +22,18 @@ def as_drawn(weights: Weights) -> None:
 
 PROBES = (
     Probe(
+        "mtp",
+        "the MTP block",
+        "11",
+        config(0, 0, mtp=1, sliding_window=8, hc_sinkhorn_iters=20),
+        as_drawn,
+        tokens=29,
+        prompt=17,
+        chunks=(7, 1, 9, 12),
+        needs=("router.choice", "rope.inverse", "hc.dynamic", "hc.head"),
+        mtp=True,
+    ),
+    Probe(
         "model.flash",
         "the whole model, layers as in Flash",
         "3",
