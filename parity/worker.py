@@ -15,6 +15,7 @@ from pathlib import Path
 
 from . import containment
 from .adapters import Target, load_adapter
+from .adapters.imports import missing_imports
 from .adapters.problems import MissingImports, NotOffered
 
 LIBRARIES = {
@@ -36,7 +37,12 @@ class Worker:
     def start(self, candidate: dict[str, str]) -> dict[str, object]:
         self.target = Target(**candidate)
         port = load_adapter(self.target)
-        model_class = port.start()
+        try:
+            model_class = port.start()
+        except ImportError as error:
+            if names := missing_imports(error, self.target):
+                raise MissingImports(str(error), names) from error
+            raise
         self.port = port
         return {"kind": self.target.kind, **where_is(model_class), "versions": versions()} | {
             "mtp": port.mtp_offered,

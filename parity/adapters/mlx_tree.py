@@ -7,7 +7,7 @@ import inspect
 import json
 import sys
 from collections.abc import Iterator, Sequence
-from contextlib import ExitStack
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
 import mlx.core as mx
@@ -175,6 +175,19 @@ def joined(outputs: list[mx.array]) -> tuple[np.ndarray, str]:
     """Logits of all calls along the tokens, and the dtype that they had."""
     dtype = str(outputs[0].dtype).removeprefix("mlx.core.")
     return np.concatenate([numpy_of(output) for output in outputs], axis=1), dtype
+
+
+@contextmanager
+def without_torch() -> Iterator[None]:
+    """Import mlx-lm as on a machine without torch, which it does not need and which takes seconds."""
+    if "torch" in sys.modules:
+        yield
+        return
+    sys.modules["torch"] = None
+    try:
+        yield
+    finally:
+        del sys.modules["torch"]
 
 
 def put_first(root: str) -> None:
