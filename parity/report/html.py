@@ -13,6 +13,7 @@ from jinja2 import Environment, PackageLoader, StrictUndefined
 from . import view
 
 PERCENT = 100
+WORDS = {"crashed": "crash", "coverage gap": "gap", "inconclusive": "unclear"}  # for cells without a ratio
 
 
 def page(document: dict) -> str:
@@ -60,6 +61,7 @@ def rows(document: dict) -> list[dict]:
                     "state": view.state(document, cell),
                     "cell": cell,
                     "ratio": view.ratio(cell["ratio"]) if measured else "",
+                    "word": WORDS.get(cell["verdict"], "") if cell else "",
                     "defects": [(name, titles.get(name, "")) for name in cell["explained_by"]] if cell else [],
                     "tolerances": view.tolerances(cell) if cell else [],
                     "explanation": view.explanation(cell) if cell else [],
@@ -114,7 +116,8 @@ class Axis:
     def around(cls, values) -> Axis | None:
         """The decades that hold all positive finite values; None where there are none."""
         logs = [math.log10(value) for value in values if 0 < value < math.inf]
-        return cls(math.floor(min(logs)), max(math.ceil(max(logs)), math.floor(min(logs)) + 1)) if logs else None
+        # A little room on the left, so that the smallest value still has a bar.
+        return cls(math.floor(min(logs) - 0.2), math.ceil(max(logs) + 0.01)) if logs else None
 
     def place(self, value: float) -> float:
         """0 for zero, 100 for infinity."""
@@ -140,7 +143,7 @@ def _template():
     environment = Environment(
         loader=loader, autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True
     )
-    environment.filters["short"] = view.short
+    environment.filters |= {"short": view.short, "ratio": view.ratio}
     return environment.get_template("page.html.jinja")
 
 

@@ -94,7 +94,8 @@ def number(value: float | str) -> float:
 
 def short(value: float | str) -> str:
     """An error or a limit: 0, 3.4e-07, 0.12, inf."""
-    return f"{number(value):.2g}"
+    x = number(value)
+    return f"{x:.2g}" if x == 0 or 0.01 <= x < 100 or math.isinf(x) else f"{x:.1e}"
 
 
 def ratio(value: float | str) -> str:
