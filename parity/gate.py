@@ -7,6 +7,7 @@ import time
 from collections.abc import Callable, Iterable
 from pathlib import Path
 
+from . import bundle, confirm
 from .adapters import resolve
 from .diagnosis import Diagnoser, Hypothesis
 from .environment import check_environment
@@ -38,7 +39,7 @@ def judge(
     require: Iterable[str] = (),
     progress: Progress = lambda text: None,
     environment: dict | None = None,
-    bundle: Path | None = None,
+    bundle_folder: Path | None = None,
 ) -> GateReport:
     """Judge a candidate, in a process of its own. Raises BadInput where the target is none."""
     resolved = resolve(target)
@@ -52,7 +53,9 @@ def judge(
             with Process(resolved, Path(scratch), timeout, memory) as process:
                 _describe(report.candidate, process.facts)
                 report.clock["start_s"] = round(time.monotonic() - started, 2)
-                _judge(process, of_profile(profile), report, Path(scratch), set(require), progress)
+                families = _judge(process, of_profile(profile), report, Path(scratch), set(require), progress)
+                if bundle_folder is not None:
+                    _write_bundle(process, families, report, bundle_folder, progress)
         except MissingImports as problem:
             report.verdict, report.sentence = Verdict.ENVIRONMENT, str(problem)
         except CandidateProblem as problem:
@@ -68,7 +71,7 @@ def requirable() -> list[str]:
 
 def _judge(
     engine: Engine, probes: list[Probe], report: GateReport, scratch: Path, require: set[str], progress: Progress
-) -> None:
+) -> dict[str, Family]:
     report.mechanisms = [Mechanism(p.mechanism, p.title, p.spec, list(p.needs)) for p in probes]
     report.schedules = list(SCHEDULES)
     families, matrix = _matrix(engine, probes, report.seed, scratch, progress, report.clock)
@@ -85,8 +88,22 @@ def _judge(
         report.diagnosis = diagnoser.report(hypothesis)
         report.clock["diagnosis_s"] = round(time.monotonic() - began, 2)
         _follow_on(report, hypothesis)
-        _unsteady(engine, families, red[0], scratch, report)
+        _look_inside(engine, families, red[0], scratch, report)
     conclude(report)
+    return families
+
+
+def _write_bundle(
+    engine: Engine, families: dict[str, Family], report: GateReport, folder: Path, progress: Progress
+) -> None:
+    """The first deviation in numbers, as a folder; a note says where it is, or why there is none."""
+    cells = [cell for cell in report.cells if cell.verdict is Verdict.DIVERGES and cell.limit_max > 0]
+    if not cells:
+        report.notes.append("There is no bundle: no cell gave logits that differ.")
+        return
+    progress(f"writing the smallest case of {cells[0].mechanism} to {folder}")
+    bundle.write(report.candidate, engine, families[cells[0].mechanism], cells[0], folder)
+    report.notes.append(f"{folder} holds the smallest case; run `python show.py` in it.")
 
 
 def _matrix(
@@ -146,16 +163,24 @@ def _follow_on(report: GateReport, hypothesis: Hypothesis) -> None:
             cell.because = [name for name in needs[cell.mechanism] if name in red]
 
 
-def _unsteady(engine: Engine, families: dict[str, Family], cell: Cell, scratch: Path, report: GateReport) -> None:
-    """Ask the first red cell again: a candidate that answers otherwise cannot be judged by any of its numbers."""
+def _look_inside(engine: Engine, families: dict[str, Family], cell: Cell, scratch: Path, report: GateReport) -> None:
+    """Ask the first red cell again, because a candidate that answers otherwise cannot be judged by any of its numbers;
+    then find the first tensor that no module of it gives."""
+    found = families[cell.mechanism]
     try:
-        found = families[cell.mechanism]
         engine.load(found.write(scratch / "checkpoint" / "again"))
         first, second = (ask(engine, found, cell.schedule) for _ in range(2))
+        if first.shape == second.shape and float((first - second).abs().nan_to_num().max()) > cell.limit_max > 0:
+            report.notes.append(f"The same tokens gave other logits when asked again ({cell.mechanism}).")
+        report.layers = confirm.layer_errors(engine, found)
     except CandidateProblem:
-        return
-    if first.shape == second.shape and float((first - second).abs().nan_to_num().max()) > cell.limit_max > 0:
-        report.notes.append(f"The same tokens gave other logits when asked again ({cell.mechanism}, {cell.schedule}).")
+        return  # what it does here says nothing that the matrix does not
+    off = next((tap for tap in report.layers if tap.error > tap.limit), None)
+    if off is not None:
+        report.notes.append(
+            f"Inside the port, on the probe of {cell.mechanism}, '{off.tap}' is the first tensor of the reference that "
+            f"no module gives" + (f"; the closest is {off.module}." if off.module else ".")
+        )
 
 
 def conclude(report: GateReport) -> None:
@@ -167,9 +192,8 @@ def conclude(report: GateReport) -> None:
     if bad is not None:
         report.first_deviation = Deviation(bad.mechanism, bad.schedule, bad.sentence)
         title = next(m.title for m in report.mechanisms if m.name == bad.mechanism)
-        report.sentence = (
-            f"{name} deviates first in {bad.mechanism} ({title}), under {WORDS[bad.schedule]}: {bad.sentence}."
-        )
+        said = bad.sentence.rstrip(".")
+        report.sentence = f"{name} deviates first in {bad.mechanism} ({title}), under {WORDS[bad.schedule]}: {said}."
     elif report.verdict is Verdict.PARITY and required:
         report.verdict = Verdict.COVERAGE_GAP
         report.sentence = (

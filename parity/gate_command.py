@@ -142,7 +142,7 @@ def gate_command(options: argparse.Namespace, started: float, progress_line: Cal
             options.memory,
             options.require,
             progress,
-            bundle=Path(options.bundle) if options.bundle else None,
+            bundle_folder=Path(options.bundle) if options.bundle else None,
         )
     report.clock = {"import_s": round(imported, 2)} | report.clock
     return finish(report, options, old)
