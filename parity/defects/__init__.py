@@ -1,0 +1,130 @@
+"""The catalogue of defects: known wrong ways to write a mechanism of DeepSeek-V4, one TOML file each in this folder.
+
+A defect is a text patch of `reference_torch` and the same maths as a patch of `dsv4_mlx`. The first lets a diagnosis
+reproduce what a port computes (method, section 7), the second measures what the harness sees.
+"""
+
+from __future__ import annotations
+
+import functools
+import re
+import tomllib
+from dataclasses import dataclass
+from pathlib import Path
+
+FOLDER = Path(__file__).parent
+
+# In the order in which they depend on each other. The probe of a mechanism mutes, by its weights, whatever can be
+# muted, and needs those before it to be right.
+MECHANISMS = tuple(
+    "embedding experts.shared experts.shared_clamp router.scores router.choice router.hash experts.clamp "
+    "attention.window attention.sink attention.output attention.queries norm.eps rope.scores rope.inverse "
+    "rope.compressed_layer compressor.plain compressor.plain.gate compressor.plain.ape rope.plain_rows "
+    "compressor.overlap compressor.overlap.gate compressor.overlap.ape rope.overlap_rows indexer.compressor "
+    "indexer.scores indexer.rope hc.post hc.pre hc.comb hc.sinkhorn hc.dynamic hc.norm hc.head weights.fp8 weights.fp4 "
+    "mtp model.flash model.pro indexer.large".split()
+)
+SCHEDULES = ("oneshot", "cached", "decode", "chunks", "batch")
+PATCHES = {"reference_torch": "reference", "dsv4_mlx": "mlx"}  # package -> key of its patch
+TEXTS = ("id", "title", "mechanism", "symptom", "visible", "seen", "formula")
+OPTIONAL = ("schedules", "pair", "only", *PATCHES.values(), *(f"{key}_reason" for key in PATCHES.values()))
+
+
+class DefectError(ValueError):
+    """A file of the catalogue that cannot be used; the message is one sentence."""
+
+
+@dataclass(frozen=True)
+class Edit:
+    """In `file`.py of a package, `old` (which occurs exactly once) becomes `new`."""
+
+    file: str
+    old: str
+    new: str
+
+
+@dataclass(frozen=True)
+class Defect:
+    """One defect. `title` completes "this port behaves exactly like the reference with ...".
+
+    mechanism: the first probe that turns red. symptom, visible, seen: what users see, when, and where it was seen.
+    formula: the line as it should read. schedules: where it shows, empty for all ("batch": several sequences).
+    pair: the pairs of `parity run` of which one must be blamed. only: the type in which it shows, empty for both.
+    reasons: by package, why there is no patch of it.
+    """
+
+    id: str
+    title: str
+    mechanism: str
+    symptom: str
+    visible: str
+    seen: str
+    formula: str
+    schedules: tuple[str, ...] = ()
+    pair: tuple[str, ...] = ()
+    only: str = ""
+    reference: tuple[Edit, ...] = ()
+    mlx: tuple[Edit, ...] = ()
+    reference_reason: str = ""
+    mlx_reason: str = ""
+
+    @property
+    def between_calls(self) -> bool:
+        """Whether one call never shows it."""
+        return bool(self.schedules) and {*self.schedules} <= {"decode", "chunks"}
+
+    def edits(self, package: str) -> tuple[Edit, ...]:
+        """The patch of "reference_torch" or of "dsv4_mlx"; empty where a reason stands instead."""
+        return getattr(self, PATCHES[package])
+
+
+@functools.cache
+def catalogue() -> dict[str, Defect]:
+    """Every defect of this folder by its id, sorted. Raises DefectError."""
+    return read_folder(FOLDER)
+
+
+def read_folder(folder: Path) -> dict[str, Defect]:
+    """Every defect of a folder by its id, sorted. Raises DefectError."""
+    found: dict[str, Defect] = {}
+    for path in sorted(folder.glob("*.toml")):
+        defect = read(path)
+        if defect.id in found:
+            raise DefectError(f"{path.name} has the id {defect.id} of another file; give it one of its own.")
+        found[defect.id] = defect
+    return dict(sorted(found.items()))
+
+
+def read(path: Path) -> Defect:
+    """The defect in one file. Raises DefectError."""
+    try:
+        raw = tomllib.loads(path.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise DefectError(f"{path.name} is not TOML ({error}); correct it.") from error
+    for key in raw:
+        if key not in (*TEXTS, *OPTIONAL):
+            raise DefectError(
+                f"{path.name} has the unknown key '{key}'; the keys are {', '.join((*TEXTS, *OPTIONAL))}."
+            )
+    for key in TEXTS:
+        if not isinstance(raw.get(key), str) or not raw[key]:
+            raise DefectError(f"{path.name} has no text '{key}'; add it.")
+    if not path.stem.startswith(raw["id"].lower().replace("-", "_")) or not re.fullmatch(r"[DX]\d{3}[-\w]*", raw["id"]):
+        raise DefectError(f"{path.name} has the id {raw['id']!r}; a file's name begins with its id, such as D016.")
+    if raw["mechanism"] not in MECHANISMS:
+        raise DefectError(f"{path.name} has the mechanism {raw['mechanism']!r}; choose one of {', '.join(MECHANISMS)}.")
+    if not {*raw.get("schedules", ())} <= {*SCHEDULES}:
+        raise DefectError(f"{path.name} has the schedules {raw['schedules']}; choose among {', '.join(SCHEDULES)}.")
+    if raw.get("only", "float32") not in ("float32", "bfloat16"):
+        raise DefectError(f"{path.name} has only = {raw['only']!r}; choose float32 or bfloat16.")
+    for key in PATCHES.values():
+        if bool(raw.get(key)) == bool(raw.get(f"{key}_reason")):
+            raise DefectError(f"{path.name} needs either [[{key}]] or {key}_reason; give one of them.")
+        raw[key] = tuple(_edit(path, entry) for entry in raw.get(key, ()))
+    return Defect(**raw | {key: tuple(raw[key]) for key in ("schedules", "pair") if key in raw})
+
+
+def _edit(path: Path, entry: dict) -> Edit:
+    if not isinstance(entry, dict) or {*entry} != {"file", "old", "new"}:
+        raise DefectError(f"{path.name} has an edit that is not exactly file, old and new; correct it.")
+    return Edit(**entry)
