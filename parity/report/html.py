@@ -48,6 +48,7 @@ def rows(document: dict) -> list[dict]:
         for item in document["diagnosis"]
         for name, title in zip(item["defects"], item["titles"], strict=False)
     }
+    first = document["first_deviation"] or {"mechanism": None, "schedule": None}
     found = []
     for place, row in enumerate(document["mechanisms"]):
         shown = []
@@ -60,6 +61,7 @@ def rows(document: dict) -> list[dict]:
                     "schedule": schedule,
                     "state": view.state(document, cell),
                     "cell": cell,
+                    "is_first": cell is not None and (row["name"], schedule) == (first["mechanism"], first["schedule"]),
                     "ratio": view.ratio(cell["ratio"]) if measured else "",
                     "word": WORDS.get(cell["verdict"], "") if cell else "",
                     "defects": [(name, titles.get(name, "")) for name in cell["explained_by"]] if cell else [],

@@ -118,7 +118,7 @@ def drift(value: float | str | None) -> str:
     if value is None:
         return "new"
     x = number(value)
-    return "same" if 0.995 <= x <= 1.005 else f"×{x:.2g}"
+    return "same" if 0.995 <= x <= 1.005 else f"×{ratio(x)}"
 
 
 def has_drift(document: dict) -> bool:

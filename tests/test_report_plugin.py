@@ -1,0 +1,113 @@
+"""pytest tests/test_report_plugin.py — `pytest --parity-candidate` in a port's own suite."""
+
+import sys
+from types import SimpleNamespace
+
+import pytest
+
+from parity.errors import BadInput
+from parity.gate_results import Candidate, Cell, Diagnosis, GateReport
+from parity.probes import of_profile
+from parity.results import Verdict
+
+pytest_plugins = ["pytester"]
+CANDIDATE = "mlx_lm.models.deepseek_v4"
+PLACES = [(probe.mechanism, schedule) for probe in of_profile("quick") for schedule in probe.schedules]
+SPECIAL = {
+    PLACES[1]: (Verdict.DIVERGES, "logits differ from token 5 on"),
+    PLACES[2]: (Verdict.CRASHED, "ValueError: cannot reshape"),
+    PLACES[3]: (Verdict.COVERAGE_GAP, "takes one row at a time"),
+}
+
+
+def judged(places=PLACES):
+    cells = [Cell(*place, *SPECIAL.get(place, (Verdict.PARITY, ""))) for place in places]
+    diagnosis = [Diagnosis(["D016"], ["mixing"], "This port mixes by comb.", ["y = comb.T @ x"])]
+    return GateReport(
+        Candidate(CANDIDATE, "module"), "quick", 0, Verdict.DIVERGES, "It diverges.", cells=cells, diagnosis=diagnosis
+    )
+
+
+@pytest.fixture
+def judge(monkeypatch):
+    """Stands for parity.gate.judge; remembers its calls."""
+    calls = []
+
+    def stand_in(target, **options):
+        calls.append((target, options))
+        if isinstance(stand_in.answer, Exception):
+            raise stand_in.answer
+        return stand_in.answer
+
+    stand_in.answer, stand_in.calls = judged(), calls
+    monkeypatch.setitem(sys.modules, "parity.gate", SimpleNamespace(judge=stand_in))
+    return stand_in
+
+
+def run(pytester, *arguments):
+    return pytester.runpytest_inprocess("-p", "parity.pytest_plugin", "-p", "no:cacheprovider", *arguments)
+
+
+def test_every_cell_is_a_test_and_the_gate_runs_once(pytester, judge):
+    result = run(pytester, "--parity-candidate", CANDIDATE, "-rs")
+    result.assert_outcomes(passed=len(PLACES) - 3, failed=2, skipped=1)
+    assert judge.calls == [(CANDIDATE, {"profile": "quick", "seed": 0})]
+    text = result.stdout.str()
+    for (mechanism, schedule), (_, sentence) in SPECIAL.items():
+        assert sentence in text
+        assert f"{mechanism}[{schedule}]" in text or sentence == "takes one row at a time"
+    assert "This port mixes by comb." in text
+    assert "it should read: y = comb.T @ x" in text
+    assert "Traceback" not in text
+
+
+def test_without_the_option_nothing_happens(pytester, judge):
+    pytester.makepyfile("def test_own(): pass")
+    result = run(pytester)
+    result.assert_outcomes(passed=1)
+    assert judge.calls == []
+    assert "parity gate" not in result.stdout.str()
+
+
+def test_stands_beside_the_ports_own_tests_and_can_be_chosen(pytester, judge):
+    pytester.makepyfile("def test_own(): pass")
+    mechanism, schedule = PLACES[0]
+    run(pytester, "--parity-candidate", CANDIDATE, "-k", f"{mechanism}[{schedule}] or test_own").assert_outcomes(
+        passed=2, deselected=len(PLACES) - 1
+    )
+
+
+def test_collecting_runs_no_gate(pytester, judge):
+    result = run(pytester, "--parity-candidate", CANDIDATE, "--collect-only", "-q")
+    assert judge.calls == []
+    assert f"{PLACES[0][0]}[{PLACES[0][1]}]" in result.stdout.str()
+
+
+def test_no_verdict_on_the_cells_fails_them_all(pytester, judge):
+    judge.answer = judged(places=[])
+    result = run(pytester, "--parity-candidate", CANDIDATE)
+    result.assert_outcomes(failed=len(PLACES))
+    assert "It diverges." in result.stdout.str()
+
+
+def test_a_candidate_that_does_not_exist_is_one_sentence(pytester, judge):
+    judge.answer = BadInput("nothing is called so.")
+    result = run(pytester, "--parity-candidate", "nothing")
+    result.assert_outcomes(failed=len(PLACES))
+    assert len(judge.calls) == 1
+    assert "nothing is called so." in result.stdout.str()
+    assert "Traceback" not in result.stdout.str()
+
+
+def test_a_failing_harness_is_asked_once(pytester, judge):
+    judge.answer = RuntimeError("broken")
+    result = run(pytester, "--parity-candidate", CANDIDATE)
+    result.assert_outcomes(failed=len(PLACES))
+    assert len(judge.calls) == 1
+    assert "the harness itself failed (RuntimeError: broken)" in result.stdout.str()
+
+
+def test_unknown_profile(pytester, judge):
+    result = run(pytester, "--parity-candidate", CANDIDATE, "--parity-profile", "fast")
+    assert result.ret == pytest.ExitCode.USAGE_ERROR
+    assert "known: quick, full, exhaustive" in result.stderr.str() + result.stdout.str()
