@@ -45,7 +45,6 @@ matrix?.addEventListener("keydown", (event) => {
 
 if (location.hash.startsWith("#cell-")) {
   const id = location.hash.slice(1);
-  history.replaceState(null, "", location.pathname + location.search);
   open(id, matrix?.querySelector(`a[href="#${id}"]`));
 }
 document.documentElement.classList.add("scripted");
