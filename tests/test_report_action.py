@@ -1,4 +1,4 @@
-"""pytest tests/test_report_action.py — the GitHub Action and the example workflow: rights, pins, no script injection."""
+"""pytest tests/test_report_action.py — the Action and the example workflow: rights, pins, no script injection."""
 
 import json
 import os
