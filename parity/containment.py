@@ -27,7 +27,7 @@ CHANGES = {
 }
 LINKS = {"os.link": 2, "os.symlink": 2}  # only where the new name goes
 REACHING_OUT = ("socket.connect", "socket.sendto", "socket.sendmsg")
-QUIETLY_REFUSED = ("socket.bind", "socket.getaddrinfo", "socket.gethostbyname")  # libraries probe so on import
+QUIETLY_REFUSED = ("socket.bind", "socket.gethostbyname")  # libraries probe so on import
 PROGRAMS = ("subprocess.Popen", "os.system", "os.exec", "os.posix_spawn", "os.fork", "os.forkpty", "pty.spawn")
 
 # What libraries start on import to learn about the machine, and the compilers of mx.compile and torch.
@@ -74,6 +74,8 @@ def contain(folder: Path) -> list[str]:
         elif event in REACHING_OUT:
             if args[0].family != getattr(socket, "AF_UNIX", None):
                 refuse("use the network")
+        elif event == "socket.getaddrinfo":
+            refuse("use the network")
         elif event in QUIETLY_REFUSED:
             refuse("use the network", seen=False)
         elif event in PROGRAMS:
@@ -136,19 +138,22 @@ class _Beneath(ctypes.Structure):
     _fields_ = (("files", ctypes.c_uint64), ("folder", ctypes.c_int32))
 
 
-def _landlock(folder: str) -> bool:
-    """Let this process and its children write beneath `folder` only; whether the kernel does it."""
-    if sys.platform != "linux":
-        return False
-    libc = ctypes.CDLL(None, use_errno=True)
-    version = libc.syscall(CREATE_RULESET, None, 0, 1)
+def landlock_version() -> int:
+    """Of the kernel's Landlock; 0 where there is none."""
+    return max(0, ctypes.CDLL(None).syscall(CREATE_RULESET, None, 0, 1)) if sys.platform == "linux" else 0
+
+
+def _landlock(folder: str) -> None:
+    """Let this process and its children write beneath `folder` only, where the kernel can see to it."""
+    version = landlock_version()
     if version < 1:
-        return False
+        return
+    libc = ctypes.CDLL(None)
     files = WRITE_FILE | CHANGE_FOLDERS | (REFER if version >= 2 else 0) | (TRUNCATE if version >= 3 else 0)
     ruleset = _Ruleset(files, NO_NETWORK if version >= 4 else 0)
     rules = libc.syscall(CREATE_RULESET, ctypes.byref(ruleset), ctypes.sizeof(ruleset) if version >= 4 else 8, 0)
     if rules < 0:
-        return False
+        return
     devices = files & (WRITE_FILE | TRUNCATE)  # an accelerator's driver opens its devices for writing
     for place, allowed in ((folder, files), ("/dev", devices), ("/dev/shm", files)):
         if os.path.isdir(place):
@@ -157,6 +162,5 @@ def _landlock(folder: str) -> bool:
             libc.syscall(ADD_RULE, rules, 1, ctypes.byref(rule), 0)
             os.close(descriptor)
     libc.prctl(NO_NEW_PRIVILEGES, 1, 0, 0, 0)
-    restricted = libc.syscall(RESTRICT_SELF, rules, 0) == 0
+    libc.syscall(RESTRICT_SELF, rules, 0)
     os.close(rules)
-    return restricted

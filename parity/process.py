@@ -141,9 +141,7 @@ class Process:
         try:
             self.dtype = str(answer["dtype"])
             return self._array(out, 4 * int(np.prod(np.shape(ids))) * self.vocabulary + SLACK)
-        except KeyError as error:
-            raise self._unreadable(doing) from error
-        except ValueError as error:
+        except (KeyError, ValueError) as error:
             raise self._unreadable(doing) from error
         finally:
             given.unlink(missing_ok=True)
@@ -187,10 +185,13 @@ class Process:
     def _environment(self, answers: int) -> dict[str, str]:
         kept = {name: value for name, value in os.environ.items() if not SECRET.search(name)}
         work = str(self.work)
+        # MLX compiles CPU kernels with g++ and fails where there is none; that would not be the port's fault.
+        no_compiler = {"MLX_DISABLE_COMPILE": "1"} if sys.platform == "linux" and not shutil.which("g++") else {}
         folders = ("HOME", "TMPDIR", "TEMP", "TMP", "HF_HOME", "XDG_CACHE_HOME", "XDG_CONFIG_HOME", "XDG_DATA_HOME")
         return (
             {"OMP_NUM_THREADS": "1", "PYTHONUSERBASE": site.getuserbase()}
             | kept
+            | no_compiler
             | dict.fromkeys(folders, work)
             | {
                 "PYTHONDONTWRITEBYTECODE": "1",

@@ -65,13 +65,18 @@ def _installed(name: str) -> bool:
 
 def _file_of(name: str) -> Path | None:
     """The source of a dotted module, found without importing anything."""
-    path, spec = None, None
-    for part in _with_parents(name):
-        spec = PathFinder.find_spec(part, path)
-        if spec is None:
-            return None
-        path = spec.submodule_search_locations
-    return Path(spec.origin) if spec.origin and spec.origin.endswith(".py") else None
+    top, *rest = name.split(".")
+    spec = PathFinder.find_spec(top)
+    if spec is None:
+        return None
+    if not spec.submodule_search_locations:
+        return Path(spec.origin) if not rest and spec.origin and spec.origin.endswith(".py") else None
+    for folder in spec.submodule_search_locations:
+        path = Path(folder).joinpath(*rest)
+        for file in (path / "__init__.py", path.with_suffix(".py")):
+            if file.is_file():
+                return file
+    return None
 
 
 def _imports(file: Path, package: str) -> Iterator[str]:

@@ -70,11 +70,12 @@ class MLXPort:
     def step(self, ids: mx.array, cache) -> mx.array:
         """One call of the model -> what stands for its logits."""
         try:
-            return logits_of(self.model(ids, **arguments(self.model, cache)))
+            output = self.model(ids, **arguments(self.model, cache))
         except (AttributeError, TypeError) as error:
             if cache is None and "NoneType" in str(error):
                 raise NotOffered("The candidate does not run without a cache.") from error
             raise
+        return logits_of(output)
 
     def mtp(self, ids: np.ndarray, calls: Sequence[int], cached: bool) -> tuple[np.ndarray, str]:
         raise NotOffered("The candidate offers no logits of its MTP block.")

@@ -1,0 +1,11 @@
+"""Ends its process at once."""
+
+import os
+
+from dsv4_mlx import Model as Base
+from dsv4_mlx import ModelArgs  # noqa: F401
+
+
+class Model(Base):
+    def __call__(self, ids, cache=None):
+        os._exit(3)

@@ -1,0 +1,9 @@
+"""Returns the logits of the last position only."""
+
+from dsv4_mlx import Model as Base
+from dsv4_mlx import ModelArgs  # noqa: F401
+
+
+class Model(Base):
+    def __call__(self, ids, cache=None):
+        return super().__call__(ids, cache)[:, -1:]

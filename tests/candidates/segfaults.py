@@ -1,0 +1,11 @@
+"""Reads address 0."""
+
+import ctypes
+
+from dsv4_mlx import Model as Base
+from dsv4_mlx import ModelArgs  # noqa: F401
+
+
+class Model(Base):
+    def __call__(self, ids, cache=None):
+        ctypes.string_at(0)
