@@ -15,7 +15,8 @@ from itertools import combinations
 import torch
 from torch import Tensor
 
-from .defects import Defect, applied, catalogue
+from .defects import Defect, catalogue
+from .defects.patching import applied
 from .families import Family, forward
 from .gate_results import Diagnosis
 from .matrix import Matrix

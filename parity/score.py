@@ -10,7 +10,8 @@ from pathlib import Path
 
 from .adapters import Target, load_adapter
 from .adapters.problems import Raised
-from .defects import Defect, applied, catalogue
+from .defects import Defect, catalogue
+from .defects.patching import applied
 from .diagnosis import Diagnoser
 from .errors import BadInput
 from .gate import reference
