@@ -63,7 +63,7 @@ def matrix(document: dict, width: int) -> Table:
     table = Table(title="Mechanisms, each after those that its probe needs", title_justify="left", pad_edge=False)
     table.add_column("mechanism", no_wrap=True)
     if width >= WIDE:
-        table.add_column("what")
+        table.add_column("what", no_wrap=True, overflow="ellipsis")
     for schedule in document["schedules"]:
         table.add_column(escape(schedule), no_wrap=True)
     if drifting:
