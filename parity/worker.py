@@ -16,7 +16,7 @@ from pathlib import Path
 from . import containment
 from .adapters import Target, load_adapter
 from .adapters.imports import missing_imports
-from .adapters.problems import MissingImports, NotOffered
+from .adapters.problems import NotOffered
 
 LIBRARIES = {
     "mlx": "mlx.core",
@@ -37,12 +37,7 @@ class Worker:
     def start(self, candidate: dict[str, str]) -> dict[str, object]:
         self.target = Target(**candidate)
         port = load_adapter(self.target)
-        try:
-            model_class = port.start()
-        except ImportError as error:
-            if names := missing_imports(error, self.target):
-                raise MissingImports(str(error), names) from error
-            raise
+        model_class = port.start()
         self.port = port
         return {"kind": self.target.kind, **where_is(model_class), "versions": versions()} | {
             "mtp": port.mtp_offered,
@@ -119,11 +114,11 @@ def problem(error: BaseException, target: Target | None) -> dict[str, object]:
         kind = "exit"
     elif isinstance(error, NotOffered):
         kind = "not offered"
-    elif isinstance(error, MissingImports):
+    elif names := missing_imports(error, target):
         kind = "missing imports"
     message = " ".join(str(error).split())[:LONGEST_MESSAGE]
     found = {"kind": kind, "type": type(error).__name__, "message": message, "where": place_of(error, target)}
-    return found | ({"names": error.names} if kind == "missing imports" else {})
+    return found | ({"names": names} if kind == "missing imports" else {})
 
 
 def place_of(error: BaseException, target: Target | None) -> str | None:

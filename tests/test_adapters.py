@@ -278,3 +278,18 @@ def test_missing_modules_are_those_that_run_on_import(tmp_path, monkeypatch):
     )
     monkeypatch.syspath_prepend(tmp_path)
     assert missing_modules("a_port.models.model", []) == ["lacking_one", "lacking_three", "lacking_two"]
+
+
+def test_libraries_that_are_missed_later_than_at_the_import_are_named_too(tmp_path):
+    (tmp_path / "port.py").write_text(
+        "from dsv4_mlx import Model as Base, ModelArgs\n"
+        "class Model(Base):\n"
+        "    def sanitize(self, weights):\n"
+        "        raise ImportError('This needs accelerate (`pip install accelerate`)')\n"
+    )
+    with (
+        Process(resolve(str(tmp_path / "port.py")), tmp_path, timeout=60, memory=8) as process,
+        pytest.raises(MissingImports) as caught,
+    ):
+        process.load(folder_of(tmp_path))
+    assert caught.value.names == ["accelerate"]

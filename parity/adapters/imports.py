@@ -10,18 +10,27 @@ from importlib.machinery import PathFinder
 from pathlib import Path
 
 from . import Target
+from .problems import MissingImports
 
 
-def missing_imports(error: ImportError, target: Target) -> list[str]:
-    """All that a port lacks when its import ended with this error; empty where the fault is in the port itself."""
-    lacking = error.name or str(error)
+def missing_imports(error: BaseException, target: Target) -> list[str]:
+    """All that a port lacks when this error ended what it did; empty where the fault is in the port itself."""
+    if isinstance(error, MissingImports):
+        return error.names
+    if not isinstance(error, ImportError):
+        return []
+    lacking = error.name
     if found := re.match(r"cannot import name '(\w+)' from '([\w.]+)'", str(error)):
         lacking = ".".join(reversed(found.groups()))
+    elif found := re.search(r"pip install ([\w-]+)", str(error)):  # transformers names no module, but what to do
+        lacking = found[1]
     top = target.module.partition(".")[0]
-    if top and lacking.partition(".")[0] == top and _installed(top):
+    if not lacking or (lacking.partition(".")[0] == top and _installed(top)):
         return []
-    files = [Path(target.path)] if target.path else []
-    missing = missing_modules(target.module or "mlx_lm.models.port", files)
+    missing = []
+    if target.module or target.path:
+        # A lone file is imported as one of mlx-lm's.
+        missing = missing_modules(target.module or "mlx_lm.models.port", [Path(target.path)] if target.path else [])
     return missing if lacking.partition(".")[0] in missing else sorted({*missing, lacking})
 
 

@@ -40,7 +40,7 @@ class MLXPort:
         config = json.loads((folder / "config.json").read_text())
         model = model_class(args_class.from_dict(config))
         weights = {}
-        for shard in sorted(folder.glob("*.safetensors")):
+        for shard in sorted(folder.glob("model*.safetensors")):
             weights.update(mx.load(str(shard)))
         if hasattr(model, "sanitize"):
             weights = model.sanitize(weights)
