@@ -69,7 +69,7 @@ def report(**changes):
 
 def layers():
     return [
-        LayerError(tap, layer, f"model.layers.{layer}.{tap}" if layer != 2 else None, error, 4e-6)
+        LayerError(f"layers.{layer}.{tap}", layer, f"model.layers.{layer}.{tap}" if layer != 2 else None, error, 4e-6)
         for layer in range(4)
         for tap, error in (("attn", 1e-6 * 8.0**layer), ("ffn", 2e-6))
     ]

@@ -119,12 +119,19 @@ def test_bars_are_logarithmic_and_red_above_the_limit():
     content = examples.document("diverging")
     shown = html.layers(content)
     assert [place for place, _ in shown["ticks"]] == [0.0, 25.0, 50.0, 75.0, 100.0]
-    bars = [(bar["bar"], bar["over"]) for bar in shown["bars"] if bar["item"]["tap"] == "attn"]
+    bars = [(bar["bar"], bar["over"]) for bar in shown["bars"] if bar["item"]["tap"].endswith("attn")]
     assert bars[0] == (25.0, False)
     assert bars[1] == (round(25 * (math.log10(8e-6) + 7), 2), True)
     page = html.page(content)
     assert page.count("no module returned it") == 2
     assert page.count('title="above its limit"') == 2
+
+
+def test_environment_is_told_in_words():
+    content = examples.document("parity")
+    content["environment"] = {"libraries": {"mlx": "0.32.4", "torch": "2.13"}, "blas": ["a", "b"], "tf32": False}
+    text = Page(html.page(content)).text
+    assert "libraries mlx 0.32.4, torch 2.13 blas a, b tf32 False" in text
 
 
 def test_no_layers_no_section():

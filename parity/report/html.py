@@ -145,7 +145,7 @@ def _template():
     environment = Environment(
         loader=loader, autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True
     )
-    environment.filters |= {"short": view.short, "ratio": view.ratio}
+    environment.filters |= {"short": view.short, "ratio": view.ratio, "words": view.words}
     return environment.get_template("page.html.jinja")
 
 

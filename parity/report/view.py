@@ -220,6 +220,15 @@ def _order(verdict: str) -> int:
     return ["parity", "diverges", "crashed", "coverage gap", "inconclusive"].index(verdict)
 
 
+def words(value: object) -> str:
+    """A value of the environment: `mlx 0.32.4, torch 2.13.0` for a table of names, a list's items, or the value."""
+    if isinstance(value, dict):
+        return ", ".join(f"{name} {words(item)}" for name, item in value.items())
+    if isinstance(value, list):
+        return ", ".join(map(words, value))
+    return str(value)
+
+
 def clock(document: dict) -> list[tuple[str, float]]:
     """(name, seconds) for each time of the clock, the total last."""
     times = {
