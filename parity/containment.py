@@ -9,6 +9,7 @@ from __future__ import annotations
 import ctypes
 import os
 import socket
+import struct
 import sys
 from pathlib import Path
 
@@ -129,15 +130,6 @@ NO_NETWORK = 0b11  # bind and connect, of TCP
 NO_NEW_PRIVILEGES = 38
 
 
-class _Ruleset(ctypes.Structure):
-    _fields_ = (("files", ctypes.c_uint64), ("network", ctypes.c_uint64))
-
-
-class _Beneath(ctypes.Structure):
-    _pack_ = 1
-    _fields_ = (("files", ctypes.c_uint64), ("folder", ctypes.c_int32))
-
-
 def landlock_version() -> int:
     """Of the kernel's Landlock; 0 where there is none."""
     return max(0, ctypes.CDLL(None).syscall(CREATE_RULESET, None, 0, 1)) if sys.platform == "linux" else 0
@@ -150,16 +142,15 @@ def _landlock(folder: str) -> None:
         return
     libc = ctypes.CDLL(None)
     files = WRITE_FILE | CHANGE_FOLDERS | (REFER if version >= 2 else 0) | (TRUNCATE if version >= 3 else 0)
-    ruleset = _Ruleset(files, NO_NETWORK if version >= 4 else 0)
-    rules = libc.syscall(CREATE_RULESET, ctypes.byref(ruleset), ctypes.sizeof(ruleset) if version >= 4 else 8, 0)
+    ruleset = struct.pack("=QQ", files, NO_NETWORK) if version >= 4 else struct.pack("=Q", files)
+    rules = libc.syscall(CREATE_RULESET, ruleset, len(ruleset), 0)
     if rules < 0:
         return
     devices = files & (WRITE_FILE | TRUNCATE)  # an accelerator's driver opens its devices for writing
     for place, allowed in ((folder, files), ("/dev", devices), ("/dev/shm", files)):
         if os.path.isdir(place):
             descriptor = os.open(place, os.O_PATH | os.O_CLOEXEC)
-            rule = _Beneath(allowed, descriptor)
-            libc.syscall(ADD_RULE, rules, 1, ctypes.byref(rule), 0)
+            libc.syscall(ADD_RULE, rules, 1, struct.pack("=Qi", allowed, descriptor), 0)
             os.close(descriptor)
     libc.prctl(NO_NEW_PRIVILEGES, 1, 0, 0, 0)
     libc.syscall(RESTRICT_SELF, rules, 0)
