@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from dataclasses import dataclass, field
+from functools import cache
 from itertools import combinations
 
 import torch
@@ -32,10 +33,21 @@ PAIRS_OF = 14  # two defects of one mechanism are tried together where it has at
 
 @dataclass
 class Hypothesis:
-    """Defects that reproduce all probes so far but the `unexplained` ones."""
+    """Defects that reproduce all probes so far but the `unexplained` ones; `reasons` are the probes that asked for
+    them, one a defect."""
 
     defects: tuple[str, ...] = ()
+    reasons: tuple[str, ...] = ()
     unexplained: tuple[str, ...] = ()
+
+    def with_defects(self, mechanism: str, *names: str) -> Hypothesis:
+        """The hypothesis with these defects too, for the sake of this probe."""
+        reasons = (*self.reasons, *[mechanism] * len(names))
+        return Hypothesis((*self.defects, *names), reasons, self.unexplained)
+
+    def giving_up(self, *mechanisms: str) -> Hypothesis:
+        """The hypothesis without a word on these probes."""
+        return Hypothesis(self.defects, self.reasons, (*self.unexplained, *mechanisms))
 
     @property
     def cost(self) -> tuple[int, int]:
@@ -101,37 +113,41 @@ class Diagnoser:
             for found in further:
                 following.setdefault(frozenset(found.defects), found)
         if not following:  # all refuted: what the red probes showed has another reason
-            following = {frozenset(): Hypothesis((), tuple(m for m in self.families if self.matrix.red(m)))}
+            following = {frozenset(): Hypothesis().giving_up(*(m for m in self.families if self.matrix.red(m)))}
         self.beam = sorted(following.values(), key=lambda h: h.cost)[:BEAM]
 
     def _extended(self, mechanism: str, hypothesis: Hypothesis) -> list[Hypothesis]:
-        """The hypothesis with one more defect, or two of one mechanism, that reproduce this probe; else without it."""
-        found = []
-        for group in self._groups(mechanism):
+        """The hypothesis with one more defect, or two of one mechanism, that reproduce this probe; else without it.
+
+        What builds on a mechanism that nothing explains cannot be reproduced either.
+        """
+        groups = [] if needed(mechanism) & {*hypothesis.unexplained} else self._groups(mechanism)
+        for group in groups:
             names = [name for name in group if name not in hypothesis.defects]
-            singles = [(*hypothesis.defects, name) for name in names]
-            found = [Hypothesis(d, hypothesis.unexplained) for d in singles if self.reproduces(mechanism, d)]
+            tries = [hypothesis.with_defects(mechanism, name) for name in names]
+            found = [h for h in tries if self.reproduces(mechanism, h.defects)]
             if not found and len(names) <= PAIRS_OF:
-                pairs = [(*hypothesis.defects, *two) for two in combinations(names, 2)]
-                found = [Hypothesis(d, hypothesis.unexplained) for d in pairs if self.reproduces(mechanism, d)]
+                tries = [hypothesis.with_defects(mechanism, *two) for two in combinations(names, 2)]
+                found = [h for h in tries if self.reproduces(mechanism, h.defects)]
             if found:
-                break
-        return found or [Hypothesis(hypothesis.defects, (*hypothesis.unexplained, mechanism))]
+                return found
+        return [hypothesis.giving_up(mechanism)]
 
     def _groups(self, mechanism: str) -> list[list[str]]:
-        """Defects to try: the mechanism's own, then those of all that its probe needs, nearest first."""
+        """Defects to try: the mechanism's own, then those of what its probe needs at once."""
+        needs = registry()[mechanism].needs
         own = [name for name, defect in self.known.items() if defect.mechanism == mechanism]
-        needed = _needed(mechanism)
-        rest = [name for name, defect in self.known.items() if defect.mechanism in needed]
+        rest = [name for name, defect in self.known.items() if defect.mechanism in needs]
         return [group for group in (own, rest) if group]
 
     def _reduced(self, hypothesis: Hypothesis) -> Hypothesis:
-        """Without the defects that nothing asks for."""
+        """Without the defects that later ones made superfluous."""
         explained = [m for m in self.families if self.schedules(m) and m not in hypothesis.unexplained]
-        for name in hypothesis.defects:
-            fewer = tuple(d for d in hypothesis.defects if d != name)
-            if all(self.reproduces(m, fewer) for m in explained):
-                hypothesis = Hypothesis(fewer, hypothesis.unexplained)
+        for name, reason in zip(hypothesis.defects, hypothesis.reasons, strict=True):
+            left = [pair for pair in zip(hypothesis.defects, hypothesis.reasons, strict=True) if pair[0] != name]
+            fewer = tuple(defect for defect, _ in left)
+            if all(self.reproduces(m, fewer) for m in sorted(explained, key=lambda m: m != reason)):
+                hypothesis = Hypothesis(fewer, tuple(reason for _, reason in left), hypothesis.unexplained)
         return hypothesis
 
     def report(self, hypothesis: Hypothesis) -> list[Diagnosis]:
@@ -141,12 +157,15 @@ class Diagnoser:
             if cell.mechanism in hypothesis.unexplained or not hypothesis.defects:
                 continue
             if (cell.mechanism, cell.schedule) in self.matrix.logits:
-                alone = [d for d in hypothesis.defects if self._same(cell.mechanism, cell.schedule, frozenset([d]))]
-                cell.explained_by = alone[:1] or list(hypothesis.defects)
+                near = {cell.mechanism} | needed(cell.mechanism)
+                likely = [d for d in hypothesis.defects if self.known[d].mechanism in near] or [*hypothesis.defects]
+                alone = [d for d in likely if self._same(cell.mechanism, cell.schedule, frozenset([d]))]
+                cell.explained_by = alone[:1] or likely
         entries = [self._entry(name, red) for name in hypothesis.defects]
         unexplained = [cell for cell in red if not cell.explained_by]
         if unexplained:
-            where = ", ".join(dict.fromkeys(cell.mechanism for cell in unexplained))
+            names = list(dict.fromkeys(cell.mechanism for cell in unexplained))
+            where = names[0] + (f" and {len(names) - 1} that build on it or follow it" if len(names) > 1 else "")
             entries.append(
                 Diagnosis(
                     [],
@@ -181,7 +200,8 @@ def patched_logits(family: Family, schedule: str, defects: list[Defect]) -> Tens
         return forward(model, ids, calls, probe.mtp)
 
 
-def _needed(mechanism: str) -> set[str]:
+@cache
+def needed(mechanism: str) -> frozenset[str]:
     """Everything that a probe builds on, at any depth."""
-    probe = registry()[mechanism]
-    return {*probe.needs}.union(*(_needed(need) for need in probe.needs)) if probe.needs else set()
+    needs = registry()[mechanism].needs
+    return frozenset(needs).union(*(needed(need) for need in needs))

@@ -3,9 +3,12 @@
 
 from __future__ import annotations
 
+import os
 import tempfile
 from collections.abc import Callable
+from concurrent.futures import ProcessPoolExecutor
 from dataclasses import asdict, dataclass, field
+from multiprocessing import get_context
 from pathlib import Path
 
 from .adapters import Target, load_adapter
@@ -13,6 +16,7 @@ from .adapters.problems import Raised
 from .defects import Defect, catalogue
 from .defects.patching import applied
 from .diagnosis import Diagnoser
+from .environment import use_one_thread
 from .errors import BadInput
 from .gate import reference
 from .matrix import Matrix, judge_probe
@@ -146,19 +150,24 @@ def measure_defects(profile: str, seed: int, names: list[str], progress: Callabl
             raise BadInput(f"--id does not know '{name}'; `parity defects --json -` lists all ids.")
     score = Score(profile, seed)
     wanted = [known[name] for name in names] if names else list(known.values())
-    with tempfile.TemporaryDirectory(prefix="parity-") as scratch:
-        for index, defect in enumerate(wanted, start=1):
+    workers = min(os.cpu_count() or 1, len(wanted))
+    with ProcessPoolExecutor(workers, get_context("spawn"), use_one_thread) as pool:
+        tasks = [pool.submit(judged, defect.id, profile, seed) for defect in wanted]
+        for index, (defect, task) in enumerate(zip(wanted, tasks, strict=True), start=1):
             progress(f"{index} of {len(wanted)}: {defect.id}")
-            score.defects.append(_judged(defect, profile, seed, Path(scratch)))
+            score.defects.append(task.result())
     return score
 
 
-def _judged(defect: Defect, profile: str, seed: int, scratch: Path) -> DefectResult:
+def judged(name: str, profile: str, seed: int) -> DefectResult:
+    """Judge dsv4_mlx with one defect."""
+    defect = catalogue()[name]
     result = DefectResult(defect.id, defect.title, defect.mechanism)
     if not defect.mlx or not defect.reference:
         result.reason = defect.mlx_reason or defect.reference_reason
         return result
-    diagnoser = judged_until_named(Patched([defect]), profile, seed, scratch)
+    with tempfile.TemporaryDirectory(prefix="parity-") as scratch:
+        diagnoser = judged_until_named(Patched([defect]), profile, seed, Path(scratch))
     red = [cell for cell in diagnoser.matrix.cells if cell.verdict in (Verdict.DIVERGES, Verdict.CRASHED)]
     if not red:
         return result

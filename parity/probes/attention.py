@@ -43,7 +43,15 @@ def eps(weights: Weights) -> None:
 
 
 PROBES = (
-    Probe("attention.window", "which positions of the window are seen", "6.4", config(0), window, **WINDOW),
+    Probe(
+        "attention.window",
+        "which positions of the window are seen",
+        "6.4",
+        config(0),
+        window,
+        needs=("embedding",),
+        **WINDOW,
+    ),
     Probe(
         "attention.sink",
         "the sink takes mass and gives no value",

@@ -36,7 +36,15 @@ def clamped(weights: Weights) -> None:
 
 
 PROBES = (
-    Probe("experts.shared", "the shared expert, below the clamp", "10", config(0), partial(shared, gain=0.3), **SHORT),
+    Probe(
+        "experts.shared",
+        "the shared expert, below the clamp",
+        "10",
+        config(0),
+        partial(shared, gain=0.3),
+        needs=("embedding",),
+        **SHORT,
+    ),
     Probe(
         "router.scores",
         "score function, normalisation and scale of the routing weights, every expert active",

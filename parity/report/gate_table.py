@@ -9,6 +9,7 @@ from rich.table import Table
 from . import view
 
 COLOURS = {"parity": "green", "diverges": "red", "crashed": "red"}
+MARK = 7  # columns of a cell's symbol and number
 WIDE = 110  # columns from which a mechanism's title fits beside its name
 
 
@@ -63,9 +64,11 @@ def matrix(document: dict, width: int) -> Table:
     table = Table(title="Mechanisms, each after those that its probe needs", title_justify="left", pad_edge=False)
     table.add_column("mechanism", no_wrap=True)
     if width >= WIDE:
-        table.add_column("what", no_wrap=True, overflow="ellipsis")
+        names = max((len(row["name"]) for row in document["mechanisms"]), default=0)
+        left = width - names - (MARK + 3) * (len(document["schedules"]) + drifting) - 6
+        table.add_column("what", no_wrap=True, overflow="ellipsis", max_width=max(left, 10))
     for schedule in document["schedules"]:
-        table.add_column(escape(schedule), no_wrap=True)
+        table.add_column(escape(schedule), no_wrap=True, min_width=MARK if width >= WIDE else None)
     if drifting:
         table.add_column("drift", no_wrap=True)
     for row in document["mechanisms"]:
