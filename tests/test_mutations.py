@@ -12,19 +12,23 @@ import shlex
 import shutil
 import subprocess
 import sys
+from pathlib import Path
 
-import mutations
 import pytest
 import torch
-from mutations import BY_ID, MUTATIONS
 
+import dsv4_mlx
 from parity import consistency, search
+from parity.defects import catalogue
+from parity.defects.patching import applied, edited
 from parity.pairs import registry
 from parity.results import Verdict
 from parity.run import run
 from parity.strategies import PROFILES, Case
 
 SEED = 0
+DEFECTS = [defect for defect in catalogue().values() if defect.pair]
+BY_ID = catalogue()
 DTYPES = ["float32", "bfloat16"]
 
 
@@ -71,41 +75,41 @@ def test_every_pair_is_green_without_a_mutation():
     assert report.verdict is Verdict.PARITY, report.sentence
 
 
-@pytest.mark.parametrize("mutation", MUTATIONS, ids=lambda mutation: mutation.id)
-def test_the_mutated_part_is_named(mutation):
-    with mutations.applied(mutation):
-        report = judge(*neighbourhood(*mutation.blamed), dtypes=[mutation.only or "float32"])
-        if not (report.finding and report.finding.pair in mutation.blamed):  # a default run has both types
-            report = judge(*neighbourhood(*mutation.blamed))
+@pytest.mark.parametrize("defect", DEFECTS, ids=lambda defect: defect.id)
+def test_the_mutated_part_is_named(defect):
+    with applied([defect], "dsv4_mlx"):
+        report = judge(*neighbourhood(*defect.pair), dtypes=[defect.only or "float32"])
+        if not (report.finding and report.finding.pair in defect.pair):  # a default run has both types
+            report = judge(*neighbourhood(*defect.pair))
     assert report.verdict is Verdict.DIVERGES
-    assert report.finding.pair in mutation.blamed
+    assert report.finding.pair in defect.pair
     assert report.finding.reproduce.startswith(
         f"parity run --pair {report.finding.pair} --dtype {report.finding.dtype} --"
     )
 
 
-@pytest.mark.parametrize("mutation", [m for m in MUTATIONS if m.only], ids=lambda mutation: mutation.id)
-def test_a_mutation_of_one_type_is_invisible_in_the_other(mutation):
-    (other,) = {*DTYPES} - {mutation.only}
-    with mutations.applied(mutation):
-        report = judge(*mutation.blamed)
-    assert {row.dtype for row in report.pairs if row.verdict is Verdict.DIVERGES} == {mutation.only}
+@pytest.mark.parametrize("defect", [d for d in DEFECTS if d.only], ids=lambda defect: defect.id)
+def test_a_mutation_of_one_type_is_invisible_in_the_other(defect):
+    (other,) = {*DTYPES} - {defect.only}
+    with applied([defect], "dsv4_mlx"):
+        report = judge(*defect.pair)
+    assert {row.dtype for row in report.pairs if row.verdict is Verdict.DIVERGES} == {defect.only}
     assert all(row.cases == PROFILES["quick"].examples for row in report.pairs if row.dtype == other)
 
 
-@pytest.mark.parametrize("mutation", [m for m in MUTATIONS if m.between_calls], ids=lambda mutation: mutation.id)
-def test_a_mutation_between_calls_is_invisible_in_one_call(mutation):
-    with mutations.applied(mutation):
-        failure = first_failure(judge(*mutation.blamed))
+@pytest.mark.parametrize("defect", [d for d in DEFECTS if d.between_calls], ids=lambda defect: defect.id)
+def test_a_mutation_between_calls_is_invisible_in_one_call(defect):
+    with applied([defect], "dsv4_mlx"):
+        failure = first_failure(judge(*defect.pair))
         case = Case(**failure.case)
         assert len(case.chunks) > 1
         assert judge_case(failure) is Verdict.DIVERGES
         whole = dataclasses.replace(case, chunks=(case.tokens,))
-        assert judge(*mutation.blamed, case=whole).verdict is Verdict.PARITY
+        assert judge(*defect.pair, case=whole).verdict is Verdict.PARITY
 
 
 def test_the_case_of_a_finding_shows_it_again():
-    with mutations.applied(BY_ID["D016"]):
+    with applied([BY_ID["D016"]], "dsv4_mlx"):
         failure = first_failure(judge("hyper_connection.post"))
         assert judge_case(failure) is Verdict.DIVERGES
     assert judge_case(failure) is Verdict.PARITY
@@ -114,9 +118,9 @@ def test_the_case_of_a_finding_shows_it_again():
 def test_an_edited_copy_of_the_package_is_judged_by_the_command(tmp_path):
     """Nothing in process: one file of a copy is edited, and `parity run` gives exit code and report."""
     for package in ("dsv4_mlx", "parity", "reference_torch"):
-        shutil.copytree(mutations.SOURCE.parent / package, tmp_path / package)
-    for path, text in mutations.edited(BY_ID["D033"], tmp_path / "dsv4_mlx").items():
-        path.write_text(text)
+        shutil.copytree(Path(dsv4_mlx.__file__).parents[1] / package, tmp_path / package)
+    for name, text in edited([BY_ID["D033"]], "dsv4_mlx").items():
+        (tmp_path / "dsv4_mlx" / name).write_text(text)
     names = [word for name in neighbourhood("compressor.overlap") for word in ("--pair", name)]
     ended = subprocess.run(
         [sys.executable, "-m", "parity", "run", *names, "--dtype", "float32", "--json", "report.json"],
