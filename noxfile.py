@@ -16,6 +16,9 @@ PYPROJECT = nox.project.load_toml("pyproject.toml")
 # A new minor release of ruff may format differently.
 RUFF = "ruff>=0.17,<0.18"
 
+# The first release with DeepSeek-V4 that runs on a supported mlx, and some since.
+RELEASES = [f"mlx-vlm=={version}" for version in ("0.6.3", "0.6.14", "0.7.3", "0.7.10")]
+
 shared_bin: Path
 
 
@@ -27,9 +30,9 @@ def environment(session: nox.Session) -> None:
     shared_bin = Path(session.bin)
 
 
-def run_shared(session: nox.Session, program: str, *arguments: str) -> None:
+def run_shared(session: nox.Session, program: str, *arguments: str, env: dict[str, str] | None = None) -> None:
     """Run a program of the shared environment: torch and MLX take a minute and a gigabyte to install."""
-    session.run(str(shared_bin / program), *arguments, external=True)
+    session.run(str(shared_bin / program), *arguments, env=env, external=True)
 
 
 @nox.session(venv_backend="none", requires=["environment"])
@@ -49,6 +52,40 @@ def golden(session: nox.Session) -> None:
 def tests(session: nox.Session) -> None:
     """Run the tests (pytest)."""
     run_shared(session, "pytest", *session.posargs)
+
+
+@nox.session(venv_backend="none", requires=["environment"])
+def browser(session: nox.Session) -> None:
+    """Drive the report's page in a headless browser (needs Debian's chromium, or another one on the PATH)."""
+    run_shared(
+        session, "pytest", "-m", "browser", "tests/browser", *session.posargs, env={"PARITY_REQUIRE_BROWSER": "1"}
+    )
+
+
+@nox.session(venv_backend="none", requires=["environment"])
+def gate(session: nox.Session) -> None:
+    """Judge dsv4_mlx and Hugging Face's model, or the candidate that is named (`parity gate`)."""
+    for candidate in [session.posargs] if session.posargs else (["dsv4_mlx"], ["hf"]):
+        run_shared(session, "parity", "gate", *candidate)
+
+
+@nox.session(venv_backend="none", requires=["environment"])
+def defects(session: nox.Session) -> None:
+    """Put every known defect into dsv4_mlx and write the mutation score into the docs (half an hour)."""
+    run_shared(session, "parity", "defects", "--profile", "full", "--table", "docs/defects.md", *session.posargs)
+
+
+@nox.session
+@nox.parametrize("release", RELEASES)
+def released(session: nox.Session, release: str) -> None:
+    """Judge a released port, in an environment of its own, and write the table of all of them into the docs."""
+    session.install(".", release)
+    folder = Path("docs", "released")
+    folder.mkdir(exist_ok=True)
+    report = folder / f"{release.replace('==', '-')}.json"
+    arguments = ("mlx_vlm.models.deepseek_v4", "--profile", "full", "--json", str(report), *session.posargs)
+    session.run("parity", "gate", *arguments, success_codes=[0, 1])
+    session.run("python", "-m", "parity.report.released", str(folder), "docs/released.md")
 
 
 @nox.session(venv_backend="none", requires=["environment"])

@@ -134,8 +134,8 @@ def reference(probe: Probe, seed: int) -> Family:
 
 
 def _describe(candidate: Candidate, facts: dict) -> None:
-    candidate.source, candidate.line = facts.get("source"), facts.get("line")
-    candidate.libraries = facts.get("libraries", {})
+    candidate.source, candidate.line = facts.get("file"), facts.get("line")
+    candidate.libraries = facts.get("versions", {})
 
 
 def _gaps(cells: list[Cell], missing: list[str], require: set[str]) -> list[Gap]:

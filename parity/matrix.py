@@ -12,7 +12,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from .adapters.problems import AteMemory, CandidateProblem, Died, Hung, NotOffered
+from .adapters.problems import AteMemory, CandidateProblem, Died, Hung, MissingImports, NotOffered
 from .families import Family
 from .gate_results import Cell
 from .results import Verdict
@@ -127,7 +127,7 @@ def judge(family: Family, schedule: str, logits: Tensor) -> Cell:
 
 
 def _failed(mechanism: str, schedule: str, doing: str, problem: CandidateProblem) -> Cell:
-    verdict = Verdict.COVERAGE_GAP if isinstance(problem, NotOffered) else Verdict.CRASHED
+    verdict = Verdict.COVERAGE_GAP if isinstance(problem, (NotOffered, MissingImports)) else Verdict.CRASHED
     return Cell(mechanism, schedule, verdict, f"{doing}: {problem}" if doing else str(problem))
 
 

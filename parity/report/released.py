@@ -1,0 +1,48 @@
+"""The table "released ports, judged": one row a report of the gate. `python -m parity.report.released FOLDER OUT.md`"""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+
+from . import document
+from .markdown import text
+
+
+def table(reports: list[tuple[str, dict]]) -> str:
+    """Markdown of (name, document of the gate), in the order given."""
+    lines = ["| port | verdict | first deviation | named | red cells | not judged |", "|---|---|---|---|---|---|"]
+    for name, report in reports:
+        first = report["first_deviation"]
+        named = [
+            f"{defect}: {title}"
+            for d in report["diagnosis"]
+            for defect, title in zip(d["defects"], d["titles"], strict=True)
+        ]
+        unexplained = [d["sentence"] for d in report["diagnosis"] if not d["defects"]]
+        red = [cell for cell in report["cells"] if cell["verdict"] == "diverges"]
+        crashed = sorted({cell["mechanism"] for cell in report["cells"] if cell["verdict"] == "crashed"})
+        gaps = [gap["what"] for gap in report["gaps"]] + [f"{mechanism} (raises)" for mechanism in crashed]
+        columns = (
+            name,
+            report["verdict"],
+            f"{first['mechanism']}, {first['schedule']}" if first else "none",
+            "; ".join(text(entry) for entry in [*named, *unexplained]) or "nothing",
+            f"{len(red)} of {len(report['cells'])}",
+            ", ".join(gaps) or "nothing",
+        )
+        lines.append(f"| {' | '.join(columns)} |")
+    return "\n".join(lines) + "\n"
+
+
+def main(folder: str, target: str) -> None:
+    """Write the table of all reports in a folder, oldest release first."""
+    paths = sorted(Path(folder).glob("*.json"), key=lambda path: [int(n) for n in path.stem.split("-")[-1].split(".")])
+    reports = [
+        (path.stem.rpartition("-")[0] + " " + path.stem.rpartition("-")[2], document.read(str(path))) for path in paths
+    ]
+    document.write_text("# Released ports, judged\n\nWritten by `nox -s released`.\n\n" + table(reports), target)
+
+
+if __name__ == "__main__":
+    main(*sys.argv[1:])
