@@ -12,7 +12,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from .adapters.problems import AteMemory, CandidateProblem, Died, Hung, MissingImports, NotOffered
+from .adapters.problems import AteMemory, CandidateProblem, Died, Hung, MissingImports, NotOffered, Raised
 from .families import Family
 from .gate_results import Cell
 from .results import Verdict
@@ -54,7 +54,10 @@ def judge_probe(engine: Engine, family: Family, folder: Path, matrix: Matrix) ->
     except CandidateProblem as problem:
         matrix.troubles += isinstance(problem, (Died, Hung, AteMemory))
         for schedule in probe.schedules:
-            matrix.cells.append(_failed(probe.mechanism, schedule, "could not load the probe's checkpoint", problem))
+            cell = _failed(probe.mechanism, schedule, "could not load the probe's checkpoint", problem)
+            if probe.optional and isinstance(problem, Raised):
+                cell.verdict = Verdict.COVERAGE_GAP
+            matrix.cells.append(cell)
         return
     finally:
         shutil.rmtree(folder, ignore_errors=True)

@@ -83,7 +83,7 @@ class Score:
         killed, blamed = self._counts()
         return (
             f"{self.profile}: of {len(self.judged)} defects, {killed} killed, {blamed} blamed rightly; "
-            f"{len(self.defects) - len(self.judged)} cannot be put into dsv4_mlx or not be seen in float32."
+            f"{len(self.defects) - len(self.judged)} cannot be judged here, for the reason in the table."
         )
 
     def text(self) -> str:
@@ -163,8 +163,8 @@ def judged(name: str, profile: str, seed: int) -> DefectResult:
     """Judge dsv4_mlx with one defect."""
     defect = catalogue()[name]
     result = DefectResult(defect.id, defect.title, defect.mechanism)
-    if not defect.mlx or not defect.reference:
-        result.reason = defect.mlx_reason or defect.reference_reason
+    result.reason = defect.mlx_reason or defect.reference_reason or defect.outside
+    if result.reason:
         return result
     with tempfile.TemporaryDirectory(prefix="parity-") as scratch:
         diagnoser = judged_until_named(Patched([defect]), profile, seed, Path(scratch))

@@ -17,7 +17,8 @@ FOLDER = Path(__file__).parent
 # In the order in which they depend on each other. The probe of a mechanism mutes, by its weights, whatever can be
 # muted, and needs those before it to be right.
 MECHANISMS = tuple(
-    "embedding experts.shared experts.shared_clamp router.scores router.choice router.hash experts.clamp "
+    "embedding experts.shared experts.shared_clamp router.scores router.sigmoid router.softmax router.choice "
+    "router.hash experts.clamp "
     "attention.window attention.sink attention.output attention.queries norm.eps rope.scores rope.inverse "
     "rope.compressed_layer compressor.plain compressor.plain.gate compressor.plain.ape rope.plain_rows "
     "compressor.overlap compressor.overlap.gate compressor.overlap.ape rope.overlap_rows indexer.compressor "
@@ -27,7 +28,7 @@ MECHANISMS = tuple(
 SCHEDULES = ("oneshot", "cached", "decode", "chunks", "batch")
 PATCHES = {"reference_torch": "reference", "dsv4_mlx": "mlx"}  # package -> key of its patch
 TEXTS = ("id", "title", "mechanism", "symptom", "visible", "seen", "formula")
-OPTIONAL = ("schedules", "pair", "only", *PATCHES.values(), *(f"{key}_reason" for key in PATCHES.values()))
+OPTIONAL = ("schedules", "pair", "only", "outside", *PATCHES.values(), *(f"{key}_reason" for key in PATCHES.values()))
 
 
 class DefectError(ValueError):
@@ -50,7 +51,7 @@ class Defect:
     mechanism: the first probe that turns red. symptom, visible, seen: what users see, when, and where it was seen.
     formula: the line as it should read. schedules: where it shows, empty for all ("batch": several sequences).
     pair: the pairs of `parity run` of which one must be blamed. only: the type in which it shows, empty for both.
-    reasons: by package, why there is no patch of it.
+    outside: why no probe of the gate can see it, though `parity run` does. reasons: by package, why there is no patch.
     """
 
     id: str
@@ -65,6 +66,7 @@ class Defect:
     only: str = ""
     reference: tuple[Edit, ...] = ()
     mlx: tuple[Edit, ...] = ()
+    outside: str = ""
     reference_reason: str = ""
     mlx_reason: str = ""
 

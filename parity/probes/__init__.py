@@ -25,7 +25,7 @@ class Probe:
     config: raw keys. recipe: turns random weights into the probe's. tokens: sequence length. prompt: tokens of the
     first call under `decode` and `batch`, all later ones come one by one. chunks: tokens a call under `chunks`.
     profile: the first profile that runs it. calls: tokens a call of the reference's own run. mtp: whether the MTP
-    block's logits are judged.
+    block's logits are judged. optional: no published model asks for it, so a port that refuses to load it has a gap.
     """
 
     mechanism: str
@@ -42,6 +42,7 @@ class Probe:
     schedules: tuple[str, ...] = SCHEDULES
     calls: tuple[int, ...] = ()
     mtp: bool = False
+    optional: bool = False
 
     def __post_init__(self):
         if sum(self.chunks) != self.tokens or (self.calls and sum(self.calls) != self.tokens):

@@ -54,6 +54,19 @@ PROBES = (
         needs=("experts.shared",),
         **SHORT,
     ),
+    *(
+        Probe(
+            f"router.{function}",
+            f"{function} as the score function, which no published model uses",
+            "10",
+            config(0, num_experts_per_tok=6, scoring_func=function),
+            partial(routed, gain=0.3, bias=0.0),
+            needs=("router.scores",),
+            optional=True,
+            **SHORT,
+        )
+        for function in ("sigmoid", "softmax")
+    ),
     Probe(
         "router.choice",
         "the choice of experts by score plus bias, their weights by score alone",
