@@ -13,7 +13,7 @@ from .diagnosis import Diagnoser, Hypothesis
 from .environment import check_environment
 from .families import Family, family
 from .gate_results import Candidate, Cell, Deviation, Gap, GateReport, Mechanism
-from .matrix import PATIENCE, Engine, Matrix, ask, close_gaps, judge_probe
+from .matrix import Engine, Matrix, ask, close_gaps, judge_probe
 from .probes import SCHEDULES, Probe, of_profile
 from .process import CandidateProblem, MissingImports, Process
 from .results import Verdict, overall
@@ -76,8 +76,7 @@ def _judge(
     report.schedules = list(SCHEDULES)
     families, matrix = _matrix(engine, probes, report.seed, scratch, progress, report.clock)
     report.cells = matrix.cells
-    soft = lambda cell: matrix.troubles < PATIENCE  # noqa: E731
-    missing = close_gaps(matrix, SCHEDULES, soft)
+    missing = close_gaps(matrix, SCHEDULES)
     report.gaps = _gaps(matrix.cells, missing, require)
     red = [cell for cell in matrix.cells if cell.verdict is Verdict.DIVERGES]
     if red:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import shutil
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Protocol
@@ -23,7 +23,10 @@ NOT_ASKED = "was not asked: the candidate hung or died too often before"
 
 
 class Engine(Protocol):
-    """Whatever runs a candidate: its own process, or for dsv4_mlx with a defect, this one."""
+    """Whatever runs a candidate: its own process, or for dsv4_mlx with a defect, this one. `dtype` is that of the last
+    logits."""
+
+    dtype: str
 
     def load(self, folder: Path) -> None: ...
 
@@ -38,6 +41,7 @@ class Matrix:
 
     cells: list[Cell] = field(default_factory=list)
     logits: dict[tuple[str, str], Tensor] = field(default_factory=dict)
+    raised: set[tuple[str, str]] = field(default_factory=set)
     troubles: int = 0
 
     def red(self, mechanism: str) -> list[Cell]:
@@ -73,8 +77,13 @@ def _cell(engine: Engine, family: Family, schedule: str, matrix: Matrix) -> Cell
         logits = ask(engine, family, schedule)
     except CandidateProblem as problem:
         matrix.troubles += isinstance(problem, (Died, Hung, AteMemory))
+        if isinstance(problem, Raised):
+            matrix.raised.add((mechanism, schedule))
         return _failed(mechanism, schedule, "", problem)
     cell = judge(family, schedule, logits)
+    if "float" not in engine.dtype:
+        cell.verdict, cell.ratio = Verdict.DIVERGES, float("inf")
+        cell.sentence = f"gave logits of type {engine.dtype}, where floating-point ones were asked for"
     if logits.shape == family.exact[: family.rows(schedule)].shape:
         matrix.logits[mechanism, schedule] = logits
     return cell
@@ -134,14 +143,14 @@ def _failed(mechanism: str, schedule: str, doing: str, problem: CandidateProblem
     return Cell(mechanism, schedule, verdict, f"{doing}: {problem}" if doing else str(problem))
 
 
-def close_gaps(matrix: Matrix, schedules: Iterable[str], soft: Callable[[Cell], bool]) -> list[str]:
+def close_gaps(matrix: Matrix, schedules: Iterable[str]) -> list[str]:
     """Schedules in which the candidate raises whatever it is given, though it runs otherwise: it offers none of
     them."""
     missing = []
     runs = {cell.mechanism for cell in matrix.cells if cell.verdict in (Verdict.PARITY, Verdict.DIVERGES)}
     for schedule in schedules:
         cells = [cell for cell in matrix.cells if cell.schedule == schedule and cell.mechanism in runs]
-        if len(cells) > 1 and all(cell.verdict is Verdict.CRASHED and soft(cell) for cell in cells):
+        if len(cells) > 1 and all((cell.mechanism, schedule) in matrix.raised for cell in cells):
             missing.append(schedule)
             for cell in cells:
                 cell.verdict = Verdict.COVERAGE_GAP

@@ -129,11 +129,15 @@ class Patched:
 
     def run(self, schedule: str, ids, calls, cached: bool):
         with applied(self.defects, "dsv4_mlx"):
-            return self._raising(self.port.run, ids, calls, cached)[0]
+            return self._logits(self.port.run, ids, calls, cached)
 
     def mtp(self, schedule: str, ids, calls, cached: bool):
         with applied(self.defects, "dsv4_mlx"):
-            return self._raising(self.port.mtp, ids, calls, cached)[0]
+            return self._logits(self.port.mtp, ids, calls, cached)
+
+    def _logits(self, run: Callable, *args):
+        logits, self.dtype = self._raising(run, *args)
+        return logits
 
     def _raising(self, do: Callable, *args):
         try:
