@@ -47,6 +47,9 @@ def diagnosis(document: dict, console: Console) -> None:
     """Each diagnosis: the sentence, the line as it should read, where it was seen, how much it explains."""
     for item in document["diagnosis"]:
         console.print(f"\n[bold]{escape(item['sentence'])}[/]")
+        for line in item["formula"]:
+            if line not in item["sentence"]:
+                console.print(f"  it should read: [cyan]{escape(line)}[/]")
         for seen in item["seen"]:
             console.print(f"  seen in: {escape(seen)}")
         if item["defects"]:
