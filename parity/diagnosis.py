@@ -2,8 +2,8 @@
 section 7).
 
 Probes are visited in dependency order. A hypothesis is a set of defects; it must reproduce every cell of every probe,
-the green ones too. Where one fails at a red probe, it is extended by the defects of that mechanism, or of what the
-probe needs; where one fails at a green probe, it is refuted.
+the green ones too. Where one fails at a red probe, it is extended by the defects of that mechanism, else of what the
+probe needs, else by any; where one fails at a green probe, it is refuted.
 """
 
 from __future__ import annotations
@@ -70,26 +70,24 @@ class Diagnoser:
         given = [s for s in self.families[mechanism].probe.schedules if (mechanism, s) in self.matrix.logits]
         return sorted(given, key=lambda s: (s not in red, s in ("decode", "batch")))
 
-    def reproduces(self, mechanism: str, defects: Iterable[str]) -> bool:
-        """Whether the reference with these defects gives the candidate's logits under every schedule."""
-        return all(self._same(mechanism, schedule, frozenset(defects)) for schedule in self.schedules(mechanism))
+    def reproduces(self, mechanism: str, defects: Iterable[str], rounded: bool = True) -> bool:
+        """Whether the reference with these defects gives the candidate's logits under every schedule; with `rounded`,
+        in float64 or in the probe's own type, since some defects multiply rounding until it drowns everything."""
+        return all(self._same(mechanism, schedule, frozenset(defects), rounded) for schedule in self.schedules(mechanism))
 
-    def _same(self, mechanism: str, schedule: str, defects: frozenset[str]) -> bool:
-        family = self.families[mechanism]
-        truth = self._run(mechanism, schedule, defects)
-        if truth is None or not truth.isfinite().all():
-            return False
-        rows = family.rows(schedule)
-        whole = torch.zeros_like(family.exact) if rows < len(family.exact) else truth
-        whole[:rows] = truth
-        return family.measure(schedule, self.matrix.logits[mechanism, schedule], whole).ratio <= SAME
+    def _same(self, mechanism: str, schedule: str, defects: frozenset[str], rounded: bool = True) -> bool:
+        family, given = self.families[mechanism], self.matrix.logits[mechanism, schedule]
+        types = ("float64", family.probe.dtype) if rounded else ("float64",)
+        runs = (self._run(mechanism, schedule, defects, dtype) for dtype in types)
+        return any(run is not None and _alike(family, schedule, given, run) for run in runs)
 
-    def _run(self, mechanism: str, schedule: str, defects: frozenset[str]) -> Tensor | None:
-        """Logits of the patched reference in float64; None where the patches exclude each other or it fails."""
-        key = mechanism, schedule, defects
+    def _run(self, mechanism: str, schedule: str, defects: frozenset[str], dtype: str) -> Tensor | None:
+        """Logits of the patched reference; None where the patches exclude each other or it fails."""
+        key = mechanism, schedule, defects, dtype
         if key not in self.patched:
+            patches = [self.known[name] for name in defects]
             try:
-                self.patched[key] = patched_logits(self.families[mechanism], schedule, [self.known[i] for i in defects])
+                self.patched[key] = patched_logits(self.families[mechanism], schedule, patches, dtype)
             except Exception:  # a defect may make the reference fail on shapes it was not made for: then it is not it
                 self.patched[key] = None
         return self.patched[key]
@@ -122,23 +120,25 @@ class Diagnoser:
         What builds on a mechanism that nothing explains cannot be reproduced either.
         """
         groups = [] if needed(mechanism) & {*hypothesis.unexplained} else self._groups(mechanism)
-        for group in groups:
+        for group, rounded in groups:
             names = [name for name in group if name not in hypothesis.defects]
             tries = [hypothesis.with_defects(mechanism, name) for name in names]
-            found = [h for h in tries if self.reproduces(mechanism, h.defects)]
+            found = [h for h in tries if self.reproduces(mechanism, h.defects, rounded)]
             if not found and len(names) <= PAIRS_OF:
                 tries = [hypothesis.with_defects(mechanism, *two) for two in combinations(names, 2)]
-                found = [h for h in tries if self.reproduces(mechanism, h.defects)]
+                found = [h for h in tries if self.reproduces(mechanism, h.defects, rounded)]
             if found:
                 return found
         return [hypothesis.giving_up(mechanism)]
 
-    def _groups(self, mechanism: str) -> list[list[str]]:
-        """Defects to try: the mechanism's own, then those of what its probe needs at once."""
+    def _groups(self, mechanism: str) -> list[tuple[list[str], bool]]:
+        """Defects to try, and whether in the probe's own type too: the mechanism's own, then those of what its probe
+        needs at once, then all others."""
         needs = registry()[mechanism].needs
         own = [name for name, defect in self.known.items() if defect.mechanism == mechanism]
-        rest = [name for name, defect in self.known.items() if defect.mechanism in needs]
-        return [group for group in (own, rest) if group]
+        near = [name for name, defect in self.known.items() if defect.mechanism in needs]
+        far = [name for name in self.known if name not in (*own, *near)]
+        return [(group, rounded) for group, rounded in ((own, False), (near, False), (own, True), (far, False)) if group]
 
     def _reduced(self, hypothesis: Hypothesis) -> Hypothesis:
         """Without the defects that later ones made superfluous."""
@@ -191,13 +191,24 @@ class Diagnoser:
         )
 
 
-def patched_logits(family: Family, schedule: str, defects: list[Defect]) -> Tensor:
-    """The reference's float64 logits with these defects under a schedule, [rows, tokens, V]."""
+def patched_logits(family: Family, schedule: str, defects: list[Defect], dtype: str = "float64") -> Tensor:
+    """The reference's logits with these defects under a schedule, [rows, tokens, V]."""
     probe, ids = family.probe, family.ids[: family.rows(schedule)]
     with applied(defects, "reference_torch"), torch.no_grad():
-        model = TorchSide(probe.config, {}, family.tensors, "float64").model
+        model = TorchSide(probe.config, {}, family.tensors, dtype).model
         calls = () if schedule == "oneshot" and not probe.calls else probe.calls_of(schedule)
         return forward(model, ids, calls, probe.mtp)
+
+
+def _alike(family: Family, schedule: str, given: Tensor, run: Tensor) -> bool:
+    """Whether two runs [rows, tokens, V] give the same, tokens without finite logits included."""
+    run, finite = run.double(), run.isfinite().all(-1)
+    if not torch.equal(finite, given.isfinite().all(-1)) or not finite.any():
+        return False
+    rows = family.rows(schedule)
+    whole = torch.zeros_like(family.exact)
+    whole[:rows] = run
+    return family.measure(schedule, given, whole).ratio <= SAME
 
 
 @cache

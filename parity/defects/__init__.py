@@ -12,20 +12,10 @@ import tomllib
 from dataclasses import dataclass
 from pathlib import Path
 
+from ..probes import SCHEDULES, registry
+
 FOLDER = Path(__file__).parent
 
-# In the order in which they depend on each other. The probe of a mechanism mutes, by its weights, whatever can be
-# muted, and needs those before it to be right.
-MECHANISMS = tuple(
-    "embedding experts.shared experts.shared_clamp router.scores router.sigmoid router.softmax router.choice "
-    "router.hash experts.clamp "
-    "attention.window attention.sink attention.output attention.queries norm.eps rope.scores rope.inverse "
-    "rope.compressed_layer compressor.plain compressor.plain.gate compressor.plain.ape rope.plain_rows "
-    "compressor.overlap compressor.overlap.gate compressor.overlap.ape rope.overlap_rows indexer.compressor "
-    "indexer.scores indexer.rope hc.post hc.pre hc.comb hc.sinkhorn hc.dynamic hc.norm hc.head weights.fp8 weights.fp4 "
-    "mtp model.flash model.pro indexer.large".split()
-)
-SCHEDULES = ("oneshot", "cached", "decode", "chunks", "batch")
 PATCHES = {"reference_torch": "reference", "dsv4_mlx": "mlx"}  # package -> key of its patch
 TEXTS = ("id", "title", "mechanism", "symptom", "visible", "seen", "formula")
 OPTIONAL = ("schedules", "pair", "only", "outside", *PATCHES.values(), *(f"{key}_reason" for key in PATCHES.values()))
@@ -113,8 +103,8 @@ def read(path: Path) -> Defect:
             raise DefectError(f"{path.name} has no text '{key}'; add it.")
     if not path.stem.startswith(raw["id"].lower().replace("-", "_")) or not re.fullmatch(r"[DX]\d{3}[-\w]*", raw["id"]):
         raise DefectError(f"{path.name} has the id {raw['id']!r}; a file's name begins with its id, such as D016.")
-    if raw["mechanism"] not in MECHANISMS:
-        raise DefectError(f"{path.name} has the mechanism {raw['mechanism']!r}; choose one of {', '.join(MECHANISMS)}.")
+    if raw["mechanism"] not in registry():
+        raise DefectError(f"{path.name} has the mechanism {raw['mechanism']!r}; choose one of {', '.join(registry())}.")
     if not {*raw.get("schedules", ())} <= {*SCHEDULES}:
         raise DefectError(f"{path.name} has the schedules {raw['schedules']}; choose among {', '.join(SCHEDULES)}.")
     if raw.get("only", "float32") not in ("float32", "bfloat16"):

@@ -23,7 +23,8 @@ class Probe:
     """One mechanism made visible.
 
     config: raw keys. recipe: turns random weights into the probe's. tokens: sequence length. prompt: tokens of the
-    first call under `decode` and `batch`, all later ones come one by one. chunks: tokens a call under `chunks`.
+    first call under `decode`, or of the first two under `batch`; all later ones come one by one. chunks: tokens a call
+    under `chunks`.
     profile: the first profile that runs it. calls: tokens a call of the reference's own run. mtp: whether the MTP
     block's logits are judged. optional: no published model asks for it, so a port that refuses to load it has a gap.
     """
@@ -52,8 +53,11 @@ class Probe:
         """Tokens of each call."""
         if schedule == "chunks":
             return self.chunks
-        if schedule in ("decode", "batch"):
-            return (self.prompt, *[1] * (self.tokens - self.prompt))
+        decoded = [1] * (self.tokens - self.prompt)
+        if schedule == "decode":
+            return self.prompt, *decoded
+        if schedule == "batch":
+            return (half := self.prompt // 2), self.prompt - half, *decoded
         return (self.tokens,)
 
     def weights(self, seed: int) -> dict:

@@ -1,45 +1,44 @@
 """Window attention, piece by piece: what is seen, the sink, the output's groups, the queries, the norms' eps."""
 
 from . import Probe
-from .weights import Weights, config
+from .weights import FAR_FROM_EPS, LOUD, NORMED, Weights, config
 
 WINDOW = {"tokens": 29, "prompt": 5, "chunks": (7, 1, 9, 3, 9)}
+UNGROUPED = config(0, o_groups=1)  # so that no wrong grouping of heads can show
 
 
 def window(weights: Weights) -> None:
-    """Every row that is seen weighs the same, every head does the same."""
+    """Every row that is seen weighs the same, and every head does the same. The shared expert, which no later norm can
+    make louder or softer, shows how much was seen beside what."""
     weights.only_attention()
+    weights.tensors |= {
+        name: tensor * LOUD
+        for name, tensor in Weights(weights.config, 1).tensors.items()
+        if name.endswith("shared_experts.w2.weight")
+    }
+    weights.scale(r".*\.shared_experts\.w[13]\.weight", 0.3)
     weights.without_positions()
     weights.without_queries()
     weights.without_sinks()
-    weights.outputs_alike()
-
-
-def sink(weights: Weights) -> None:
-    """Heads differ by their sinks, and by nothing that a wrong grouping would show."""
-    weights.only_attention()
-    weights.without_positions()
-    weights.without_queries()
-    weights.outputs_alike()
-
-
-def output(weights: Weights) -> None:
-    """Heads differ by their sinks."""
-    weights.only_attention()
-    weights.without_positions()
-    weights.without_queries()
 
 
 def queries(weights: Weights) -> None:
-    """Content only: nothing rotates."""
+    """Heads differ by their queries, which read content only."""
+    weights.only_attention()
+    weights.without_positions()
+    weights.without_sinks()
+
+
+def content(weights: Weights) -> None:
+    """Queries and sinks; nothing rotates."""
     weights.only_attention()
     weights.without_positions()
 
 
 def eps(weights: Weights) -> None:
     """Latents and rows whose mean square is near eps."""
-    queries(weights)
-    weights.scale(r".*\.attn\.(wq_a|wkv|wq_b)\.weight", 0.2)
+    content(weights)
+    weights.scale(NORMED, 0.2 / FAR_FROM_EPS)
 
 
 PROBES = (
@@ -47,18 +46,27 @@ PROBES = (
         "attention.window",
         "which positions of the window are seen",
         "6.4",
-        config(0),
+        UNGROUPED,
         window,
-        needs=("embedding",),
+        needs=("experts.shared",),
+        **WINDOW,
+    ),
+    Probe(
+        "attention.queries",
+        "low-rank queries, their per-head norm, the softmax's scale",
+        "6.2",
+        UNGROUPED,
+        queries,
+        needs=("attention.window",),
         **WINDOW,
     ),
     Probe(
         "attention.sink",
         "the sink takes mass and gives no value",
         "6.5",
-        config(0),
-        sink,
-        needs=("attention.window",),
+        UNGROUPED,
+        content,
+        needs=("attention.queries",),
         **WINDOW,
     ),
     Probe(
@@ -66,17 +74,8 @@ PROBES = (
         "the grouped output projection",
         "6.6",
         config(0),
-        output,
+        content,
         needs=("attention.sink",),
-        **WINDOW,
-    ),
-    Probe(
-        "attention.queries",
-        "low-rank queries, their per-head norm, the softmax's scale",
-        "6.2",
-        config(0),
-        queries,
-        needs=("attention.output",),
         **WINDOW,
     ),
     Probe(
@@ -85,7 +84,7 @@ PROBES = (
         "5",
         config(0, rms_norm_eps=0.05),
         eps,
-        needs=("attention.queries",),
+        needs=("attention.output",),
         **WINDOW,
     ),
 )

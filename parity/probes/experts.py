@@ -27,6 +27,12 @@ def routed(weights: Weights, gain: float, bias: float) -> None:
     weights.scale(r".*\.shared_experts\.w2\.weight", 2.0)
 
 
+def overflowing(weights: Weights) -> None:
+    """One expert's logits lie around 200 or -200: e^200 is more than float32 holds."""
+    routed(weights, gain=0.3, bias=0.0)
+    weights.change(r".*\.gate\.weight", lambda x: torch.cat((x[:1] * 100, x[1:])))
+
+
 def clamped(weights: Weights) -> None:
     """Every routed pre-activation lies beyond the limit for many tokens, the shared ones within it."""
     routed(weights, 1.0, 1.0)
@@ -46,6 +52,15 @@ PROBES = (
         **SHORT,
     ),
     Probe(
+        "experts.shared_clamp",
+        "the shared expert's clamp (revisions since 2026-04-27)",
+        "0, 10",
+        config(0),
+        partial(shared, gain=8.0),
+        needs=("experts.shared",),
+        **SHORT,
+    ),
+    Probe(
         "router.scores",
         "score function, normalisation and scale of the routing weights, every expert active",
         "10",
@@ -54,18 +69,14 @@ PROBES = (
         needs=("experts.shared",),
         **SHORT,
     ),
-    *(
-        Probe(
-            f"router.{function}",
-            f"{function} as the score function, which no published model uses",
-            "10",
-            config(0, num_experts_per_tok=6, scoring_func=function),
-            partial(routed, gain=0.3, bias=0.0),
-            needs=("router.scores",),
-            optional=True,
-            **SHORT,
-        )
-        for function in ("sigmoid", "softmax")
+    Probe(
+        "router.overflow",
+        "scores of logits beyond 88, whose exponential is more than float32 holds",
+        "10",
+        config(0, num_experts_per_tok=6),
+        overflowing,
+        needs=("router.scores",),
+        **SHORT,
     ),
     Probe(
         "router.choice",
@@ -75,6 +86,19 @@ PROBES = (
         partial(routed, gain=0.3, bias=1.0),
         needs=("router.scores",),
         **SHORT,
+    ),
+    *(
+        Probe(
+            f"router.{function}",
+            f"{function} as the score function, which no published model uses",
+            "10",
+            config(0, scoring_func=function),
+            partial(routed, gain=0.3, bias=1.0),
+            needs=("router.choice",),
+            optional=True,
+            **SHORT,
+        )
+        for function in ("sigmoid", "softmax")
     ),
     Probe(
         "router.hash",
@@ -92,15 +116,6 @@ PROBES = (
         config(0),
         clamped,
         needs=("router.choice",),
-        **SHORT,
-    ),
-    Probe(
-        "experts.shared_clamp",
-        "the shared expert's clamp (revisions since 2026-04-27)",
-        "0, 10",
-        config(0),
-        partial(shared, gain=8.0),
-        needs=("experts.shared",),
         **SHORT,
     ),
 )

@@ -52,34 +52,55 @@ def dynamic(weights: Weights) -> None:
             weights.tensors[name] = fresh[name]
 
 
-def norm(weights: Weights) -> None:
-    """Streams whose mean square is near eps."""
-    dynamic(weights)
-    weights.scale("embed.weight", 0.2)
-    weights.scale(r".*\.shared_experts\.w2\.weight", 0.2)
-
-
 def head(weights: Weights) -> None:
     """Only the last mixing depends on the streams."""
     shared_only(weights)
     weights.tensors["hc_head_fn"] = Weights(weights.config, 1).tensors["hc_head_fn"]
 
 
+def norm(weights: Weights) -> None:
+    """Streams whose mean square is near eps, the last mixing's too."""
+    dynamic(weights)
+    head_fn = Weights(weights.config, 1).tensors["hc_head_fn"]
+    weights.tensors["hc_head_fn"] = head_fn
+    weights.scale("embed.weight", 0.2)
+    weights.scale(r".*\.shared_experts\.w2\.weight", 0.2)
+
+
+# Beside 1, float32 does not see it: hc_eps is what the probe of Sinkhorn is about.
+NO_EPS = 1e-12
+
 PROBES = (
-    Probe("hc.post", "how much of a sub-layer enters each stream", "4", config(0), post, needs=NEEDED, **SHORT),
-    Probe("hc.pre", "what a sub-layer reads of each stream", "4", config(0, 0), pre, needs=("hc.post",), **SHORT),
+    Probe(
+        "hc.post",
+        "how much of a sub-layer enters each stream",
+        "4",
+        config(0, hc_eps=NO_EPS),
+        post,
+        needs=NEEDED,
+        **SHORT,
+    ),
+    Probe(
+        "hc.pre",
+        "what a sub-layer reads of each stream",
+        "4",
+        config(0, 0, hc_eps=NO_EPS),
+        pre,
+        needs=("hc.post",),
+        **SHORT,
+    ),
     Probe(
         "hc.comb",
         "the mixing matrix: rows are sources, columns destinations",
         "4",
-        config(0, 0, 0, hc_sinkhorn_iters=20),
+        config(0, 0, 0, hc_sinkhorn_iters=20, hc_eps=NO_EPS),
         shared_only,
         needs=("hc.pre",),
         **SHORT,
     ),
     Probe(
         "hc.sinkhorn",
-        "Sinkhorn's order, count and eps",
+        "Sinkhorn's order and count; hc_eps, in all its places",
         "4",
         config(0, 0, 0, hc_sinkhorn_iters=2, hc_eps=0.03),
         shared_only,
@@ -96,13 +117,21 @@ PROBES = (
         **SHORT,
     ),
     Probe(
+        "hc.head",
+        "the streams' last mixing",
+        "4.3",
+        config(0, 0, hc_eps=NO_EPS),
+        head,
+        needs=("hc.comb",),
+        **SHORT,
+    ),
+    Probe(
         "hc.norm",
         "the norm of the streams under the coefficients: norm_eps, not hc_eps",
         "4",
         config(0, 0, rms_norm_eps=0.05, hc_eps=1e-3),
         norm,
-        needs=("hc.dynamic", "norm.eps"),
+        needs=("hc.dynamic", "hc.head", "norm.eps"),
         **SHORT,
     ),
-    Probe("hc.head", "the streams' last mixing", "4.3", config(0, 0), head, needs=("hc.comb",), **SHORT),
 )

@@ -19,7 +19,7 @@ PROBES = (
         "5",
         config(0),
         scores,
-        needs=("attention.queries",),
+        needs=("attention.output",),
         **WINDOW,
     ),
     Probe(

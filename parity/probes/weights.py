@@ -12,9 +12,12 @@ from ..strategies.weights import checkpoint_tensors
 
 # One sub-layer's output times this, and the residual streams hold nothing else to float32's last bit: every norm after
 # it erases the scale, so that hyper-connections cannot be seen, right or wrong.
-LOUD = 2.0**30
+LOUD = 2.0**40
 # Embeddings far above 1, so that the eps of the norms that read them cannot be seen either.
-EMBEDDED = 16.0
+EMBEDDED = 1024.0
+# What has a norm of its own right after it, and a size at which that norm's eps cannot be seen.
+NORMED = r".*\.attn\.(wq_a|wq_b|wkv|(indexer\.)?compressor\.wkv)\.weight"
+FAR_FROM_EPS = 64.0
 # exp(-100) is 0 beside any other weight of a softmax.
 SILENT_SINK = -100.0
 
@@ -35,7 +38,7 @@ FLASH = FIXED | {
     "rope_scaling": {
         "type": "yarn",
         "factor": 16,
-        "original_max_position_embeddings": 64,
+        "original_max_position_embeddings": 1024,  # the ramp then ends between two pairs
         "beta_fast": 32,
         "beta_slow": 1,
     },
@@ -107,6 +110,7 @@ class Weights:
         self.mute_experts()
         self.still_hyper_connections()
         self.scale("embed.weight", EMBEDDED)
+        self.scale(NORMED, FAR_FROM_EPS)
         self.scale(r".*\.attn\.wo_b\.weight", LOUD)
 
     def only_experts(self) -> None:
@@ -117,15 +121,17 @@ class Weights:
         self.scale(r".*\.ffn\..*\.w2\.weight", LOUD)
 
     def without_positions(self) -> None:
-        """Key-value rows, of the window and compressed, have nothing in the channels that rotate."""
-        self.change(
-            r".*\.attn\.(wkv|compressor\.wkv)\.weight", lambda x: self._without_last(x, self.config["head_dim"])
-        )
+        """Key-value rows, of the window and compressed, have nothing in the channels that rotate, nor in those that a
+        port may rotate in their place."""
+        dim, rope = self.config["head_dim"], self.config["qk_rope_head_dim"]
 
-    def _without_last(self, x: Tensor, dim: int) -> Tensor:
-        x = x.clone()
-        x.unflatten(0, (-1, dim))[:, dim - self.config["qk_rope_head_dim"] :] = 0
-        return x
+        def still(x: Tensor) -> Tensor:
+            x = x.clone()
+            rows = x.unflatten(0, (-1, dim))
+            rows[:, :rope] = rows[:, dim - rope :] = 0
+            return x
+
+        self.change(r".*\.attn\.(wkv|compressor\.wkv)\.weight", still)
 
     def without_queries(self) -> None:
         """Queries of zero: every visible row has the same weight."""
@@ -133,17 +139,6 @@ class Weights:
 
     def without_sinks(self) -> None:
         self.fill(r".*\.attn\.attn_sink", SILENT_SINK)
-
-    def outputs_alike(self) -> None:
-        """Every head goes through the same output matrix, so that how heads are grouped cannot be seen."""
-        dim, rank = self.config["head_dim"], self.config["o_lora_rank"]
-
-        def alike(x: Tensor) -> Tensor:
-            return x[:rank, :dim].repeat(x.shape[0] // rank, x.shape[1] // dim)
-
-        self.change(r".*\.attn\.wo_a\.weight", alike)
-        groups = self.config["o_groups"]
-        self.change(r".*\.attn\.wo_b\.weight", lambda x: x[:, :rank].repeat(1, groups))
 
     def outputs_without_positions(self) -> None:
         """The output projection does not read the channels that rotate."""
