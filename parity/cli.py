@@ -11,7 +11,7 @@ from collections.abc import Callable
 
 from . import gate_command
 from .environment import check_environment, prepare_environment, use_one_thread
-from .errors import BadInput, ParityError
+from .errors import BadEnvironment, BadInput, ParityError
 
 INTERNAL_ERROR = 70
 INTERRUPTED = 130
@@ -63,6 +63,14 @@ def main(arguments: list[str] | None = None) -> int:
         print(f"parity: {error}", file=sys.stderr)
         _document_problem(options, error)
         return error.exit_code
+    except ImportError as error:
+        if options.debug:
+            traceback.print_exc()
+        reason = " ".join(str(error).split())[:400].rstrip(".")
+        problem = BadEnvironment(f"A library that the harness builds on cannot be imported ({reason}); install it.")
+        print(f"parity: {problem}", file=sys.stderr)
+        _document_problem(options, problem)
+        return problem.exit_code
     except Exception as error:
         if options.debug:
             traceback.print_exc()

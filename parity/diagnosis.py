@@ -28,6 +28,7 @@ from .sides import TorchSide
 # The null was measured on the reference as published; a defect's own rounding may be another few times that.
 SAME = 3.0
 BEAM = 4  # hypotheses kept side by side
+ENOUGH = 0.25  # of the tokens of a probe must be clear with the defects too
 PAIRS_OF = 14  # two defects of one mechanism are tried together where it has at most this many
 
 
@@ -62,6 +63,7 @@ class Diagnoser:
     matrix: Matrix
     known: dict[str, Defect] = field(default_factory=lambda: {i: d for i, d in catalogue().items() if d.reference})
     patched: dict = field(default_factory=dict)
+    clear: dict = field(default_factory=dict)
     beam: list[Hypothesis] = field(default_factory=lambda: [Hypothesis()])
 
     def schedules(self, mechanism: str) -> list[str]:
@@ -76,10 +78,49 @@ class Diagnoser:
         return all(self._same(mechanism, schedule, frozenset(defects), rounded) for schedule in self.schedules(mechanism))
 
     def _same(self, mechanism: str, schedule: str, defects: frozenset[str], rounded: bool = True) -> bool:
+        run = self._run(mechanism, schedule, defects, "float64")
+        if run is None:
+            return False
+        if self._alike(mechanism, schedule, run):
+            return True
+        if not rounded:
+            return False
+        again = self._run(mechanism, schedule, defects, self.families[mechanism].probe.dtype)
+        if again is not None and self._alike(mechanism, schedule, again):
+            return True
+        clear = self._clear(mechanism, defects) if self._partly_alike(mechanism, schedule, run) else None
+        return clear is not None and self._alike(mechanism, schedule, run, clear)
+
+    def _alike(self, mechanism: str, schedule: str, run: Tensor, clear: Tensor | None = None) -> bool:
+        """Whether a patched reference gave what the candidate gave, tokens without finite logits included."""
         family, given = self.families[mechanism], self.matrix.logits[mechanism, schedule]
-        types = ("float64", family.probe.dtype) if rounded else ("float64",)
-        runs = (self._run(mechanism, schedule, defects, dtype) for dtype in types)
-        return any(run is not None and _alike(family, schedule, given, run) for run in runs)
+        run, finite = run.double(), run.isfinite().all(-1)
+        if not torch.equal(finite, given.isfinite().all(-1)) or not finite.any():
+            return False
+        whole = torch.zeros_like(family.exact)
+        whole[: len(run)] = run
+        return family.measure(schedule, given, whole, clear).ratio <= SAME
+
+    def _partly_alike(self, mechanism: str, schedule: str, run: Tensor) -> bool:
+        """Whether enough tokens agree for the others to be a matter of unclear choices."""
+        family, given = self.families[mechanism], self.matrix.logits[mechanism, schedule]
+        m = family.measure(schedule, family.exact[: len(run)])
+        agree = (given.double() - run.double()).abs().amax(-1) <= SAME * m.limit_max
+        return bool(agree.double().mean() >= ENOUGH)
+
+    def _clear(self, mechanism: str, defects: frozenset[str]) -> Tensor | None:
+        """Tokens of which no choice is unclear with these defects either; None where they are too few to tell."""
+        key = mechanism, defects
+        if key not in self.clear:
+            family, self.clear[key] = self.families[mechanism], None
+            try:
+                with applied([self.known[name] for name in defects], "reference_torch"), torch.no_grad():
+                    clear = family.clear_now() & family.clear
+            except Exception:  # as in _run
+                clear = torch.zeros_like(family.clear)
+            if clear.sum() >= ENOUGH * family.clear.sum():
+                self.clear[key] = clear
+        return self.clear[key]
 
     def _run(self, mechanism: str, schedule: str, defects: frozenset[str], dtype: str) -> Tensor | None:
         """Logits of the patched reference; None where the patches exclude each other or it fails."""
@@ -122,14 +163,22 @@ class Diagnoser:
         groups = [] if needed(mechanism) & {*hypothesis.unexplained} else self._groups(mechanism)
         for group, rounded in groups:
             names = [name for name in group if name not in hypothesis.defects]
-            tries = [hypothesis.with_defects(mechanism, name) for name in names]
-            found = [h for h in tries if self.reproduces(mechanism, h.defects, rounded)]
-            if not found and len(names) <= PAIRS_OF:
-                tries = [hypothesis.with_defects(mechanism, *two) for two in combinations(names, 2)]
-                found = [h for h in tries if self.reproduces(mechanism, h.defects, rounded)]
-            if found:
-                return found
+            for size in (1, 2) if len(names) <= PAIRS_OF else (1,):
+                extended = [(new, hypothesis.with_defects(mechanism, *new)) for new in combinations(names, size)]
+                found = [
+                    h
+                    for new, h in extended
+                    if self.reproduces(mechanism, h.defects, rounded) and self._holds_earlier(mechanism, h, new)
+                ]
+                if found:
+                    return found
         return [hypothesis.giving_up(mechanism)]
+
+    def _holds_earlier(self, mechanism: str, hypothesis: Hypothesis, new: tuple[str, ...]) -> bool:
+        """Whether the new defects' own probes, where they were visited before, are reproduced too."""
+        visited = [*self.families][: [*self.families].index(mechanism)]
+        own = {self.known[name].mechanism for name in new} & {*visited} - {*hypothesis.unexplained}
+        return all(self.reproduces(name, hypothesis.defects) for name in own)
 
     def _groups(self, mechanism: str) -> list[tuple[list[str], bool]]:
         """Defects to try, and whether in the probe's own type too: the mechanism's own, then those of what its probe
@@ -198,17 +247,6 @@ def patched_logits(family: Family, schedule: str, defects: list[Defect], dtype: 
         model = TorchSide(probe.config, {}, family.tensors, dtype).model
         calls = () if schedule == "oneshot" and not probe.calls else probe.calls_of(schedule)
         return forward(model, ids, calls, probe.mtp)
-
-
-def _alike(family: Family, schedule: str, given: Tensor, run: Tensor) -> bool:
-    """Whether two runs [rows, tokens, V] give the same, tokens without finite logits included."""
-    run, finite = run.double(), run.isfinite().all(-1)
-    if not torch.equal(finite, given.isfinite().all(-1)) or not finite.any():
-        return False
-    rows = family.rows(schedule)
-    whole = torch.zeros_like(family.exact)
-    whole[:rows] = run
-    return family.measure(schedule, given, whole).ratio <= SAME
 
 
 @cache

@@ -15,7 +15,7 @@ from reference_torch import MTPState
 from . import oracle
 from .probes import Probe
 from .sides import TorchSide
-from .tolerance import Measurement, measure
+from .tolerance import Measurement, measure, rms
 
 ROWS = 2  # sequences under `batch`; the other schedules feed the first one
 # A choice is clear where the gap at its cut is this many times what rounding is seen to move the scores by.
@@ -48,19 +48,27 @@ class Family:
     def rows(self, schedule: str) -> int:
         return ROWS if schedule == "batch" else 1
 
-    def measure(self, schedule: str, logits: Tensor, truth: Tensor | None = None) -> Measurement:
-        """Logits [rows, tokens, V] against the exact ones, or against those of a reference with defects."""
+    def measure(
+        self, schedule: str, logits: Tensor, truth: Tensor | None = None, clear: Tensor | None = None
+    ) -> Measurement:
+        """Logits [rows, tokens, V] against the exact ones; or against those of a reference with defects, `truth`, for
+        which `clear` [ROWS, tokens] may be other tokens."""
         rows = self.rows(schedule)
-        clear = self.clear[:rows]
-        pick = lambda x: x[:rows][clear]  # noqa: E731
+        judged = (self.clear if clear is None else clear)[:rows]
+        pick = lambda x: x[:rows][judged]  # noqa: E731
         if truth is None:
             return measure(
                 pick(self.exact), pick(self.baseline), [pick(n) for n in self.nulls], pick(logits), self.probe.dtype
             )
-        # What rounding does is known for the reference as it is; a defect does not make it another size.
-        moved = [pick(run) - pick(self.exact) + pick(truth) for run in (self.baseline.double(), *self.nulls)]
+        # What rounding does is known for the reference as it is; a defect that makes logits larger makes it larger too.
+        grown = max(1.0, rms(pick(truth)) / rms(pick(self.exact)))
+        moved = [grown * (pick(run) - pick(self.exact)) + pick(truth) for run in (self.baseline.double(), *self.nulls)]
         baseline = moved[0].to(self.baseline.dtype)
         return measure(pick(truth), baseline, moved[1:], pick(logits), self.probe.dtype)
+
+    def clear_now(self) -> Tensor:
+        """Clear tokens of the reference as it is at this moment, with whatever defects are in it."""
+        return _Runs(self.probe, self.tensors, self.ids).clear
 
 
 def family(probe: Probe, seed: int) -> Family:
@@ -68,26 +76,27 @@ def family(probe: Probe, seed: int) -> Family:
     tokens."""
     best = None
     for attempt in range(SEEDS):
-        draw = _Draw(probe, seed * 1000 + attempt)
-        if best is None or draw.clear.sum() > best.clear.sum():
-            best = draw
-        if best.clear.all():
+        number = seed * 1000 + attempt
+        random = torch.Generator().manual_seed(number)
+        ids = torch.randint(0, probe.config["vocab_size"], (ROWS, probe.tokens + probe.mtp), generator=random)
+        runs = _Runs(probe, probe.weights(number), ids)
+        if best is None or runs.clear.sum() > best[1].clear.sum():
+            best = number, runs
+        if best[1].clear.all():
             break
-    return best.family()
+    number, runs = best
+    exact, baseline, *others = [run.taps["logits"] for run in (runs.exact, runs.baseline, *runs.nulls(number))]
+    return Family(probe, runs.tensors, runs.ids, exact, baseline, others, runs.clear)
 
 
-class _Draw:
-    """One draw of a probe's weights, run exactly and in the probe's type."""
+class _Runs:
+    """A probe's tokens through the reference, exactly and in the probe's type."""
 
-    def __init__(self, probe: Probe, seed: int):
-        self.probe, self.seed = probe, seed
-        self.tensors = probe.weights(seed)
-        random = torch.Generator().manual_seed(seed)
-        shape = (ROWS, probe.tokens + probe.mtp)
-        self.ids = torch.randint(0, probe.config["vocab_size"], shape, generator=random)
+    def __init__(self, probe: Probe, tensors: dict[str, Tensor], ids: Tensor):
+        self.probe, self.tensors, self.ids = probe, tensors, ids
         paths = oracle.decision_paths(probe.config)
         self.paths = {path: kind for path, kind in paths.items() if probe.mtp or path.startswith("layers.")}
-        exact_side, self.side = (TorchSide(probe.config, {}, self.tensors, t) for t in ("float64", probe.dtype))
+        exact_side, self.side = (TorchSide(probe.config, {}, tensors, t) for t in ("float64", probe.dtype))
         self.exact = oracle.observe(exact_side, lambda: self.run(exact_side), self.paths)
         self.replay = oracle.replayable(self.exact, self.paths)
         self.baseline = oracle.observe(self.side, lambda: self.run(self.side), self.paths, self.replay)
@@ -96,12 +105,11 @@ class _Draw:
     def run(self, side: TorchSide) -> dict[str, Tensor]:
         return {"logits": forward(side.model, self.ids, self.probe.calls, self.probe.mtp)}
 
-    def family(self) -> Family:
-        nulls = oracle.null_runs(
-            self.side, lambda: self.run(self.side), self.paths, self.replay, self.probe.dtype, self.seed
+    def nulls(self, seed: int) -> list[oracle.Observation]:
+        """The run in the probe's type, with other rounding."""
+        return oracle.null_runs(
+            self.side, lambda: self.run(self.side), self.paths, self.replay, self.probe.dtype, seed
         )
-        exact, baseline, *others = [run.taps["logits"] for run in (self.exact, self.baseline, *nulls)]
-        return Family(self.probe, self.tensors, self.ids, exact, baseline, others, self.clear)
 
 
 def forward(model, ids: Tensor, calls: tuple[int, ...], mtp: bool = False) -> Tensor:

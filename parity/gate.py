@@ -59,7 +59,7 @@ def judge(
         except MissingImports as problem:
             report.verdict, report.sentence = Verdict.ENVIRONMENT, str(problem)
         except CandidateProblem as problem:
-            report.verdict, report.sentence = Verdict.CRASHED, f"{target} {problem}"
+            report.verdict, report.sentence = Verdict.CRASHED, f"{target} could not be judged. {problem}"
         report.clock["total_s"] = round(time.monotonic() - started, 2)
     return report
 

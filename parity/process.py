@@ -188,6 +188,7 @@ class Process:
         # MLX compiles CPU kernels with g++ and fails where there is none; that would not be the port's fault.
         no_compiler = {"MLX_DISABLE_COMPILE": "1"} if sys.platform == "linux" and not shutil.which("g++") else {}
         folders = ("HOME", "TMPDIR", "TEMP", "TMP", "HF_HOME", "XDG_CACHE_HOME", "XDG_CONFIG_HOME", "XDG_DATA_HOME")
+        folders += ("TORCHINDUCTOR_CACHE_DIR", "TRITON_CACHE_DIR")  # torch sets the first one in its own process
         return (
             {"OMP_NUM_THREADS": "1", "PYTHONUSERBASE": site.getuserbase()}
             | kept

@@ -39,6 +39,7 @@ def eps(weights: Weights) -> None:
     """Latents and rows whose mean square is near eps."""
     content(weights)
     weights.scale(NORMED, 0.2 / FAR_FROM_EPS)
+    weights.scale(r".*\.attn\.wq_b\.weight", 0.2)
 
 
 PROBES = (

@@ -16,7 +16,7 @@ LOUD = 2.0**40
 # Embeddings far above 1, so that the eps of the norms that read them cannot be seen either.
 EMBEDDED = 1024.0
 # What has a norm of its own right after it, and a size at which that norm's eps cannot be seen.
-NORMED = r".*\.attn\.(wq_a|wq_b|wkv|(indexer\.)?compressor\.wkv)\.weight"
+NORMED = r".*\.attn\.(wq_a|wkv|(indexer\.)?compressor\.wkv)\.weight"
 FAR_FROM_EPS = 64.0
 # exp(-100) is 0 beside any other weight of a softmax.
 SILENT_SINK = -100.0
