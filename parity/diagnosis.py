@@ -21,7 +21,7 @@ from .defects.patching import applied
 from .families import Family, forward
 from .gate_results import Diagnosis
 from .matrix import Matrix
-from .probes import registry
+from .probes import SCHEDULES, registry
 from .results import Verdict
 from .sides import TorchSide
 
@@ -207,9 +207,8 @@ class Diagnoser:
                 continue
             if (cell.mechanism, cell.schedule) in self.matrix.logits:
                 near = {cell.mechanism} | needed(cell.mechanism)
-                likely = [d for d in hypothesis.defects if self.known[d].mechanism in near] or [*hypothesis.defects]
-                alone = [d for d in likely if self._same(cell.mechanism, cell.schedule, frozenset([d]))]
-                cell.explained_by = alone[:1] or likely
+                shown = [d for d in hypothesis.defects if cell.schedule in (self.known[d].schedules or SCHEDULES)]
+                cell.explained_by = [d for d in shown if self.known[d].mechanism in near] or shown or [*hypothesis.defects]
         entries = [self._entry(name, red) for name in hypothesis.defects]
         unexplained = [cell for cell in red if not cell.explained_by]
         if unexplained:
