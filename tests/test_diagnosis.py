@@ -142,10 +142,10 @@ def test_an_unknown_defect_is_red_and_nothing_is_named(tmp_path):
     )
 
 
-def test_an_unknown_defect_of_scale_shows_where_nothing_is_loud(tmp_path):
-    """Probes of attention alone cannot see the size of its output: the norms after it erase it."""
+def test_an_unknown_defect_of_scale_shows_where_something_else_is_as_loud(tmp_path):
+    """Most probes of attention cannot see the size of its output: the norms after it erase it."""
     found = diagnosed([OUTPUT], upto("rope.inverse", "mtp"), tmp_path)
-    assert {cell.mechanism for cell in found.red} == {"mtp"}
+    assert {cell.mechanism for cell in found.red} == {"attention.window", "mtp"}
     assert [entry.defects for entry in found.said] == [[]]
 
 
@@ -160,7 +160,8 @@ def test_an_unknown_defect_does_not_hide_a_known_one(tmp_path):
 def test_the_score_stops_where_one_hypothesis_is_left(tmp_path):
     diagnoser = judged_until_named(Patched(of_ids("D075-scale")), "quick", 0, tmp_path)
     assert diagnoser.beam[0].defects == ("D075-scale",)
-    assert [*diagnoser.families] == WHOLE[: WHOLE.index("router.scores") + 1]
+    # X084 gives the same until the shared expert stands beside something else.
+    assert [*diagnoser.families] == WHOLE[: WHOLE.index("attention.window") + 1]
 
 
 # --- random sets -----------------------------------------------------------------------------------------------
