@@ -50,6 +50,10 @@ class Hypothesis:
         """The hypothesis without a word on these probes."""
         return Hypothesis(self.defects, self.reasons, (*self.unexplained, *mechanisms))
 
+    def only_adds_to(self, other: Hypothesis) -> bool:
+        """Whether the other one explains as much with fewer defects."""
+        return {*other.defects} < {*self.defects} and {*other.unexplained} <= {*self.unexplained}
+
     @property
     def cost(self) -> tuple[int, int]:
         return len(self.unexplained), len(self.defects)
@@ -75,6 +79,9 @@ class Diagnoser:
     def reproduces(self, mechanism: str, defects: Iterable[str], rounded: bool = True) -> bool:
         """Whether the reference with these defects gives the candidate's logits under every schedule; with `rounded`,
         in float64 or in the probe's own type, since some defects multiply rounding until it drowns everything."""
+        if not defects:  # needs no run
+            family, given = self.families[mechanism], self.matrix.logits
+            return all(family.measure(s, given[mechanism, s]).ratio <= SAME for s in self.schedules(mechanism))
         return all(self._same(mechanism, schedule, frozenset(defects), rounded) for schedule in self.schedules(mechanism))
 
     def _same(self, mechanism: str, schedule: str, defects: frozenset[str], rounded: bool = True) -> bool:
@@ -153,7 +160,8 @@ class Diagnoser:
                 following.setdefault(frozenset(found.defects), found)
         if not following:  # all refuted: what the red probes showed has another reason
             following = {frozenset(): Hypothesis().giving_up(*(m for m in self.families if self.matrix.red(m)))}
-        self.beam = sorted(following.values(), key=lambda h: h.cost)[:BEAM]
+        found = [h for h in following.values() if not any(h.only_adds_to(other) for other in following.values())]
+        self.beam = sorted(found, key=lambda h: h.cost)[:BEAM]
 
     def _extended(self, mechanism: str, hypothesis: Hypothesis) -> list[Hypothesis]:
         """The hypothesis with one more defect, or two of one mechanism, that reproduce this probe; else without it.
