@@ -16,8 +16,13 @@ PYPROJECT = nox.project.load_toml("pyproject.toml")
 # A new minor release of ruff may format differently.
 RUFF = "ruff>=0.17,<0.18"
 
-# The first release with DeepSeek-V4 that runs on a supported mlx, and some since.
-RELEASES = [f"mlx-vlm=={version}" for version in ("0.6.3", "0.6.14", "0.7.3", "0.7.10")]
+# mlx-vlm: the first release with DeepSeek-V4 that runs on a supported mlx, and some since. transformers: the first with
+# DeepSeek-V4, the one after it, and the first sound one.
+RELEASES = [
+    *(f"mlx-vlm=={version}" for version in ("0.6.3", "0.6.14", "0.7.3", "0.7.10")),
+    *(f"transformers=={version}" for version in ("5.8.0", "5.8.1", "5.10.1")),
+]
+CANDIDATES = {"mlx-vlm": "mlx_vlm.models.deepseek_v4", "transformers": "hf"}
 
 shared_bin: Path
 
@@ -83,7 +88,7 @@ def released(session: nox.Session, release: str) -> None:
     folder = Path("docs", "released")
     folder.mkdir(exist_ok=True)
     report = folder / f"{release.replace('==', '-')}.json"
-    arguments = ("mlx_vlm.models.deepseek_v4", "--profile", "full", "--json", str(report), *session.posargs)
+    arguments = (CANDIDATES[release.split("==")[0]], "--profile", "full", "--json", str(report), *session.posargs)
     session.run("parity", "gate", *arguments, success_codes=[0, 1])
     session.run("python", "-m", "parity.report.released", str(folder), "docs/released.md")
 

@@ -11,7 +11,7 @@ from .markdown import text
 
 def table(reports: list[tuple[str, dict]]) -> str:
     """Markdown of (name, document of the gate), in the order given."""
-    lines = ["| port | verdict | first deviation | named | red cells | not judged |", "|---|---|---|---|---|---|"]
+    lines = ["| port | verdict | first deviation | named | red cells | raises, or is not offered |", "|---|---|---|---|---|---|"]
     for name, report in reports:
         first = report["first_deviation"]
         named = [
@@ -35,9 +35,14 @@ def table(reports: list[tuple[str, dict]]) -> str:
     return "\n".join(lines) + "\n"
 
 
+def _name_and_version(path: Path) -> tuple[str, list[int]]:
+    name, _, version = path.stem.rpartition("-")
+    return name, [int(number) for number in version.split(".")]
+
+
 def main(folder: str, target: str) -> None:
-    """Write the table of all reports in a folder, oldest release first."""
-    paths = sorted(Path(folder).glob("*.json"), key=lambda path: [int(n) for n in path.stem.split("-")[-1].split(".")])
+    """Write the table of all reports in a folder, by port and then from the oldest release on."""
+    paths = sorted(Path(folder).glob("*.json"), key=_name_and_version)
     reports = [
         (path.stem.rpartition("-")[0] + " " + path.stem.rpartition("-")[2], document.read(str(path))) for path in paths
     ]
