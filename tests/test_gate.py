@@ -1,0 +1,534 @@
+"""The gate as its users meet it: verdict, exit code, sentence, files; right ports, a wrong one, hostile ones.
+
+Run: pytest tests/test_gate.py, and with -m slow the whole of Hugging Face's model. What the whole matrix is not needed
+for is judged by a few probes.
+"""
+
+import json
+import os
+import subprocess
+import sys
+from dataclasses import replace
+from pathlib import Path
+from xml.etree import ElementTree
+
+import jsonschema
+import numpy as np
+import pytest
+
+from parity import bundle, cli, gate
+from parity.containment import landlock_version
+from parity.gate_results import SCHEMA, Candidate, Cell
+from parity.probes import SCHEDULES, of_profile, registry
+from parity.report import document
+from parity.results import Verdict
+
+CANDIDATES = Path(__file__).parent / "candidates"
+REPOSITORY = CANDIDATES.parents[1]
+
+
+def path_of(name):
+    return str(CANDIDATES / f"{name}.py")
+
+
+def run(capsys, *arguments):
+    """(exit code, standard output, standard error)"""
+    code = cli.main(["gate", *arguments])
+    captured = capsys.readouterr()
+    assert "Traceback" not in captured.out + captured.err
+    return code, captured.out, captured.err
+
+
+def one_sentence(text):
+    lines = text.strip().splitlines()
+    return len(lines) == 1 and lines[0].startswith("parity: ") and lines[0][-1] in '.?"'
+
+
+@pytest.fixture
+def few(monkeypatch):
+    """few("embedding", "mtp") leaves only these probes."""
+
+    def leave(*names):
+        assert set(names) <= set(registry())
+        monkeypatch.setattr(
+            gate, "of_profile", lambda profile: [p for p in of_profile(profile) if p.mechanism in names]
+        )
+
+    return leave
+
+
+@pytest.fixture
+def judged(capsys, tmp_path):
+    """judged(candidate, options ...) is the report, which is valid and has the exit code that the command had."""
+
+    def judge(candidate, *options):
+        target = tmp_path / "report.json"
+        code, out, _ = run(capsys, candidate, *options, "--json", str(target))
+        report = json.loads(target.read_text())
+        jsonschema.validate(report, document.schema(SCHEMA))
+        assert code == report["exit_code"] == Verdict(report["verdict"]).exit_code
+        assert report["sentence"] in " ".join(out.split())  # the terminal says the same
+        return report
+
+    return judge
+
+
+def verdicts(report, mechanism):
+    return [cell["verdict"] for cell in report["cells"] if cell["mechanism"] == mechanism]
+
+
+# --- right ports ---------------------------------------------------------------------------------------------
+
+
+def test_dsv4_mlx_has_parity_in_every_cell_of_quick(judged):
+    report = judged("dsv4_mlx")
+    assert report["exit_code"] == 0
+    wanted = [(probe.mechanism, schedule) for probe in of_profile("quick") for schedule in probe.schedules]
+    assert [(cell["mechanism"], cell["schedule"]) for cell in report["cells"]] == wanted
+    assert {cell["verdict"] for cell in report["cells"]} == {"parity"}
+    assert all(0 < cell["ratio"] <= 1 for cell in report["cells"])
+    assert (report["gaps"], report["diagnosis"], report["first_deviation"], report["layers"]) == ([], [], None, [])
+    assert f"{len(of_profile('quick'))} mechanisms, {len(wanted)} cells, every one agrees." in report["sentence"]
+
+
+# What both the reference and the candidate give is computed anew: nothing may come from the first run.
+def test_the_same_seed_gives_the_same_document_but_for_the_clock(judged, few, monkeypatch):
+    few("embedding", "hc.post", "hc.pre", "hc.comb")
+    documents = []
+    for seed in ("3", "3", "4"):
+        monkeypatch.setattr(gate, "KNOWN", {})
+        documents.append(judged(path_of("mixes_untransposed"), "--seed", seed) | {"clock": None})
+    assert json.dumps(documents[0]) == json.dumps(documents[1])
+    assert documents[0]["cells"] != documents[2]["cells"]
+    assert documents[0]["seed"] == 3
+
+
+def test_the_same_seed_gives_the_same_document_where_messages_differ(judged, few):
+    few("embedding")
+    first, second = (judged(path_of("raises_with_its_place")) | {"clock": None} for _ in range(2))
+    assert "found no file in" in first["sentence"]
+    assert json.dumps(first) == json.dumps(second)
+
+
+HF_GAPS = ["router.softmax", "mtp"]
+
+
+def hf_is_right(report):
+    assert report["exit_code"] == 0
+    for name in HF_GAPS:
+        assert name in report["sentence"]
+        assert set(verdicts(report, name)) == {"coverage gap"}
+    said = {gap["what"]: gap["sentence"] for gap in report["gaps"]}
+    assert "softmax" in said["router.softmax"]
+    assert "could not load the probe's checkpoint" in said["router.softmax"]
+    assert said["mtp"] == "mtp was not judged: Hugging Face's model has no MTP block."
+    assert not any(gap["required"] for gap in report["gaps"])
+    return said
+
+
+def test_hugging_faces_model_has_parity_and_its_gaps_are_named(judged, few):
+    few("embedding", "experts.shared", *HF_GAPS)
+    report = judged("hf")
+    assert list(hf_is_right(report)) == HF_GAPS
+    assert verdicts(report, "embedding") == verdicts(report, "experts.shared") == ["parity"] * 5
+
+
+@pytest.mark.slow
+def test_hugging_faces_whole_model_has_parity(judged):
+    report = judged("hf")
+    said = hf_is_right(report)
+    judged_cells = [cell for cell in report["cells"] if cell["mechanism"] not in said]
+    assert {cell["verdict"] for cell in judged_cells} == {"parity"}
+    assert {cell["mechanism"] for cell in judged_cells} >= {"model.flash", "model.pro", "indexer.rope", "hc.norm"}
+
+
+# --- a wrong port --------------------------------------------------------------------------------------------
+
+CHAIN = ("embedding", "experts.shared", "hc.post", "hc.pre", "hc.comb", "hc.sinkhorn")
+
+
+def test_an_untransposed_matrix_is_found_and_named_and_shown(judged, few, monkeypatch, tmp_path):
+    few(*CHAIN)
+    monkeypatch.chdir(CANDIDATES.parent)
+    wrong, log, folder = path_of("mixes_untransposed"), tmp_path / "log.sarif", tmp_path / "case"
+    report = judged(wrong, "--sarif", str(log), "--bundle", str(folder))
+    assert (report["exit_code"], report["verdict"]) == (1, "diverges")
+    assert (report["first_deviation"]["mechanism"], report["first_deviation"]["schedule"]) == ("hc.comb", "oneshot")
+    assert "deviates first in hc.comb" in report["sentence"]
+    assert set(verdicts(report, "hc.comb")) == {"diverges"}
+    assert {v for name in CHAIN[:4] for v in verdicts(report, name)} == {"parity"}  # streams alike, or all muted
+    assert [entry["defects"] for entry in report["diagnosis"]] == [["D016"]]
+    assert "D016" in report["diagnosis"][0]["sentence"]
+    assert report["diagnosis"][0]["formula"] == ["X'_k = post_k v + sum_j comb_jk X_j"]
+    red = [cell for cell in report["cells"] if cell["verdict"] == "diverges"]
+    assert report["diagnosis"][0]["explained"] == report["diagnosis"][0]["red"] == len(red)
+    assert all(cell["explained_by"] == ["D016"] for cell in red)
+
+    line = 1 + Path(wrong).read_text().splitlines().index("class Model(Base):")
+    assert (report["candidate"]["source"], report["candidate"]["line"]) == (wrong, line)
+    place = {"artifactLocation": {"uri": "candidates/mixes_untransposed.py"}, "region": {"startLine": line}}
+    results = json.loads(log.read_text())["runs"][0]["results"]
+    assert [(result["ruleId"], result["level"]) for result in results] == [("D016", "error")]
+    assert results[0]["locations"] == [{"physicalLocation": place}]
+
+    assert str(folder) in " ".join(report["notes"])
+    assert len((folder / "show.py").read_text().splitlines()) <= 40
+    case = json.loads((folder / "case.json").read_text())
+    assert (case["mechanism"], case["schedule"]) == ("hc.comb", "oneshot")
+    errors, limit = shown(folder, wrong, tmp_path)
+    difference = np.abs(np.load(folder / "got.npy") - np.load(folder / "expected.npy")).max(-1)
+    assert np.allclose(errors, difference.ravel(), rtol=0.01)
+    assert errors.max() > 100 * limit
+    assert errors[:-1].max(initial=0) <= limit < errors[-1]  # no token more than the smallest case needs
+    errors, limit = shown(folder, path_of("unchanged"), tmp_path)
+    assert errors.max() <= limit
+
+
+def shown(folder, port, elsewhere):
+    """The errors that a bundle's script prints for a model file, and its limit; beyond it a line has an arrow."""
+    done = subprocess.run(
+        [sys.executable, str(folder / "show.py"), port],
+        cwd=elsewhere,
+        env=os.environ | {"PYTHONPATH": str(REPOSITORY), "PYTHONDONTWRITEBYTECODE": "1"},
+        capture_output=True,
+        text=True,
+        timeout=120,
+    )
+    assert done.returncode == 0, done.stderr
+    *lines, last = done.stdout.splitlines()
+    limit = float(last.removeprefix("limit: ").partition(" ")[0])
+    errors = [float(line.partition("largest error ")[2].partition(" ")[0]) for line in lines]
+    assert [line.endswith("<--") for line in lines] == [error > limit for error in errors]
+    return np.array(errors), limit
+
+
+@pytest.mark.parametrize("mtp", [False, True])
+@pytest.mark.parametrize("kind", bundle.LOADING)
+def test_every_kinds_script_is_short_and_compiles(kind, mtp):
+    probe = registry()["mtp" if mtp else "hc.comb"]
+    family = gate.reference(probe, 0)
+    cell = Cell(probe.mechanism, "chunks", Verdict.DIVERGES, 'says """\nand \\N')
+    text = bundle.script(Candidate("some.port", kind), family, cell, probe.tokens)
+    assert len(text.splitlines()) <= 40
+    compile(text, "show.py", "exec")
+
+
+# An engine that is this process: the script, in another one, must come to its numbers.
+@pytest.mark.parametrize("name", ["hc.comb", "mtp"])
+def test_a_bundle_of_another_kind_shows_what_the_package_gives(tmp_path, name):
+    family = gate.reference(registry()[name], 0)
+    wrong = replace(family, exact=family.exact * 1.01)
+    cell = Cell(name, "chunks", Verdict.DIVERGES, "logits differ")
+    with gate.Process(gate.resolve("dsv4_mlx"), tmp_path, 60, 4) as process:
+        folder = bundle.write(Candidate("dsv4_mlx", "dsv4_mlx"), process, wrong, cell, tmp_path / "case")
+    errors, limit = shown(folder, "", tmp_path)
+    assert errors[-1] > limit
+    exact = wrong.exact[:1, : errors.size].float().numpy()
+    np.save(folder / "expected.npy", exact / np.float32(1.01))
+    errors, limit = shown(folder, "", tmp_path)
+    assert errors.max() <= limit
+
+
+def test_there_is_no_bundle_where_nothing_differs(judged, few, tmp_path):
+    few("embedding")
+    report = judged("dsv4_mlx", "--bundle", str(tmp_path / "case"))
+    assert report["exit_code"] == 0
+    assert report["notes"] == ["There is no bundle: no cell gave logits that differ."]
+    assert not (tmp_path / "case").exists()
+
+
+# The matrix is done when the bundle is written: what happens then must not cost it.
+@pytest.mark.parametrize("name", ["fails_later", "recovers_later"])
+def test_a_bundle_that_cannot_be_made_is_a_note(judged, few, tmp_path, name):
+    few("embedding")
+    report = judged(path_of(name), "--bundle", str(tmp_path / "case"))
+    assert (report["exit_code"], report["verdict"]) == (1, "diverges")
+    assert report["first_deviation"]["mechanism"] == "embedding"
+    assert any("bundle" in note for note in report["notes"])
+    assert not (tmp_path / "case").exists()
+
+
+# --- what cannot be judged -----------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def idle(monkeypatch):
+    """No candidate may be started: a mistake on the command line is said before minutes of judging."""
+
+    def start(*_):
+        raise AssertionError("a candidate was started")
+
+    monkeypatch.setattr(gate, "Process", start)
+
+
+BAD = {
+    "word": (("dsv4_mxl",), "did you mean 'dsv4_mlx'?"),
+    "path": (("no/such/port.py",), "There is no file or folder no/such/port.py"),
+    "folder without a port": (("empty",), "empty holds neither mlx_lm/models/deepseek_v4 nor"),
+    "no Python": (("text.txt",), "text.txt is no Python file"),
+    "profile": (("dsv4_mlx", "--profile", "fast"), "--profile does not know 'fast'; known: quick, full, exhaustive."),
+    "require": (("dsv4_mlx", "--require", "mpt"), "--require does not know 'mpt'; known: oneshot, cached,"),
+    "no baseline": (("dsv4_mlx", "--baseline", "none.json"), "none.json cannot be read"),
+    "baseline is a folder": (("dsv4_mlx", "--baseline", "empty"), "empty cannot be read"),
+    "baseline is no JSON": (("dsv4_mlx", "--baseline", "text.txt"), "text.txt holds no JSON"),
+    "baseline is no text": (("dsv4_mlx", "--baseline", "bytes"), "bytes holds no JSON"),
+    "baseline is another document": (("dsv4_mlx", "--baseline", "other.json"), "the baseline is no report of"),
+    "baseline lacks fields": (("dsv4_mlx", "--baseline", "short.json"), "the baseline does not follow"),
+    "bundle exists": (("dsv4_mlx", "--bundle", "empty"), "empty exists; give --bundle a folder that is still"),
+    "bundle in a file": (("dsv4_mlx", "--bundle", "text.txt/case"), "give --bundle another folder"),
+    **{
+        f"{name} in no folder": (
+            ("dsv4_mlx", f"--{name}", "none/report"),
+            f"none/report cannot be written; give --{name}",
+        )
+        for name in ("json", "html", "markdown", "junit", "sarif")
+    },
+    "html is a folder": (("dsv4_mlx", "--html", "empty"), "empty cannot be written; give --html a file"),
+}
+
+
+@pytest.mark.parametrize("case", BAD)
+def test_a_bad_command_is_one_sentence_and_nothing_is_written(capsys, idle, monkeypatch, tmp_path, case):
+    monkeypatch.chdir(tmp_path)
+    Path("empty").mkdir()
+    Path("text.txt").write_text("no JSON")
+    Path("bytes").write_bytes(b"\xff\xfe\x00")
+    Path("other.json").write_text('{"schema": "dsv4-parity/report/1"}')
+    Path("short.json").write_text(json.dumps({"schema": SCHEMA}))
+    before = sorted(tmp_path.rglob("*"))
+    arguments, words = BAD[case]
+    code, out, err = run(capsys, *arguments)
+    assert (code, out) == (2, ""), err
+    assert words in err
+    assert one_sentence(err)
+    assert sorted(tmp_path.rglob("*")) == before
+
+
+@pytest.mark.parametrize("option", ["--timeout", "--memory"])
+@pytest.mark.parametrize("value", ["-1", "0", "nan", "inf", "soon"])
+def test_limits_must_be_positive_numbers(capsys, idle, option, value):
+    with pytest.raises(SystemExit) as caught:
+        cli.main(["gate", "dsv4_mlx", option, value])
+    captured = capsys.readouterr()
+    assert (caught.value.code, captured.out) == (2, "")
+    assert captured.err.splitlines()[-1] == f"parity gate: error: argument {option}: {value} is not a positive number"
+
+
+def test_a_bad_command_has_a_document_where_one_was_asked_for(capsys, idle, tmp_path):
+    target = tmp_path / "report.json"
+    code, _, err = run(capsys, "no/such/port.py", "--json", str(target))
+    report = json.loads(target.read_text())
+    jsonschema.validate(report, document.schema(SCHEMA))
+    assert (code, report["exit_code"], report["verdict"]) == (2, 2, "bad input")
+    assert report["sentence"] in err
+    assert [path.name for path in tmp_path.iterdir()] == ["report.json"]
+
+
+def test_missing_imports_are_the_environments_fault(judged, few):
+    few("embedding")
+    report = judged(path_of("lacks_imports"))
+    assert (report["exit_code"], report["verdict"]) == (3, "environment")
+    assert report["sentence"] == "The candidate imports what is not installed: no_other_library, no_such_library."
+    assert report["cells"] == []
+
+
+# --- hostile ports -------------------------------------------------------------------------------------------
+
+SHORT = ("--timeout", "3")
+# name -> (verdict, exit code, what the sentence says, options)
+HOSTILE = {
+    "calls_sys_exit": ("crashed", 4, "The candidate called sys.exit(0)", ()),
+    "calls_os_exit": ("crashed", 4, "ended its process with os._exit(3) or the like in the schedule 'oneshot'.", ()),
+    "exits_on_import": ("crashed", 4, "ended its process with os._exit(0) or the like while it was imported.", ()),
+    "no_model": ("crashed", 4, "has no Model with a ModelArgs", ()),
+    "loops": ("crashed", 4, "took longer than the limit of 3 s in the schedule 'oneshot'.", SHORT),
+    "sleeps": ("crashed", 4, "took longer than the limit of 3 s in the schedule 'oneshot'.", SHORT),
+    "allocates": ("crashed", 4, "took more than the limit of 1 GiB of memory", ("--memory", "1")),
+    "allocates_at_once": ("crashed", 4, "took more than the limit of 8 GiB of memory", ()),
+    "segfaults": ("crashed", 4, "The candidate segfaulted (signal SIGSEGV) in the schedule 'oneshot'.", ()),
+    "writes_outside": ("crashed", 4, f"tried to write to {CANDIDATES / 'written.txt'}", ()),
+    "uses_network": ("crashed", 4, "tried to use the network", ()),
+    "starts_program": ("crashed", 4, "tried to start another program (sh)", ()),
+    "kills_parent": ("crashed", 4, "tried to signal another process", ()),
+    "raises": ("crashed", 4, "raised ValueError in the schedule 'oneshot' (raises.py:9)", ()),
+    "answers_garbage": ("crashed", 4, "answered nothing that can be read in the schedule 'oneshot'.", ()),
+    "returns_nothing": ("crashed", 4, "the model returned NoneType instead of logits.", ()),
+    "returns_too_much": ("crashed", 4, "answered nothing that can be read", ()),
+    "returns_nan": ("diverges", 1, "gave logits that are not finite, from token 0 on.", ()),
+    "returns_wrong_shape": ("diverges", 1, "gave logits of shape (1, 12) where (1, 12, 48) was asked for.", ()),
+    "returns_last_only": ("diverges", 1, "gave logits of shape (1, 1, 48) where (1, 12, 48) was asked for.", ()),
+    "returns_integers": ("diverges", 1, "gave logits of type int32, where floating-point ones were asked for.", ()),
+    "returns_random": ("diverges", 1, "logits differ from token 0 on", ()),
+    "prints": ("parity", 0, "computes what the reference computes: 1 mechanisms, 5 cells", ()),
+    "returns_output_object": ("parity", 0, "computes what the reference computes: 1 mechanisms, 5 cells", ()),
+    "returns_tuple": ("parity", 0, "computes what the reference computes: 1 mechanisms, 5 cells", ()),
+}
+NEVER_RUN = {"exits_on_import", "no_model"}
+
+
+@pytest.mark.parametrize("name", HOSTILE)
+def test_whatever_a_candidate_does_is_a_verdict(judged, few, name):
+    few("embedding")
+    verdict, code, words, options = HOSTILE[name]
+    report = judged(path_of(name), *options)
+    assert (report["verdict"], report["exit_code"]) == (verdict, code)
+    assert words in report["sentence"]
+    assert "\n" not in report["sentence"]
+    assert report["sentence"].endswith(".")
+    assert not (CANDIDATES / "written.txt").exists()
+    if name in NEVER_RUN:
+        assert (report["cells"], report["first_deviation"]) == ([], None)
+        return
+    assert [cell["schedule"] for cell in report["cells"]] == list(SCHEDULES)
+    if verdict == "parity":
+        assert report["first_deviation"] is None
+    else:
+        assert report["first_deviation"]["mechanism"] == "embedding"
+        assert report["first_deviation"]["schedule"] == "oneshot"
+        assert "parity" not in verdicts(report, "embedding")
+    if verdict == "diverges":
+        assert [entry["defects"] for entry in report["diagnosis"]] == [[]]
+        assert "known defects reproduces what this port gives" in report["diagnosis"][0]["sentence"]
+    asked_again = "The same tokens gave other logits when asked again (embedding)."
+    assert (asked_again in report["notes"]) == (name == "returns_random")
+
+
+@pytest.mark.skipif(landlock_version() < 1, reason="the kernel has no Landlock")
+def test_native_code_that_writes_outside_is_refused(judged, few):
+    few("embedding")
+    assert judged(path_of("writes_outside_in_c"))["verdict"] == "parity"
+    assert not (CANDIDATES / "written.npy").exists()
+
+
+def test_one_that_ends_its_process_every_time_is_soon_left_alone(judged, few):
+    few("embedding", "experts.shared", "attention.window")
+    report = judged(path_of("segfaults"))
+    assert verdicts(report, "embedding") == ["crashed"] * 3 + ["coverage gap"] * 2
+    assert verdicts(report, "attention.window") == ["coverage gap"] * 5
+    assert report["verdict"] == "crashed"
+    assert {gap["sentence"].partition(": ")[2] for gap in report["gaps"]} == {gate_not_asked()}
+
+
+def gate_not_asked():
+    from parity.matrix import NOT_ASKED
+
+    return NOT_ASKED
+
+
+# --- gaps ----------------------------------------------------------------------------------------------------
+
+
+def test_a_missing_mtp_block_is_a_gap_and_required_a_failure(judged, few):
+    few("embedding", "mtp")
+    without = judged(path_of("unchanged"))
+    assert (without["exit_code"], without["verdict"]) == (0, "parity")
+    sentence = "mtp was not judged: The candidate offers no logits of its MTP block."
+    assert without["gaps"] == [{"what": "mtp", "sentence": sentence, "required": False}]
+    report = judged(path_of("unchanged"), "--require", "mtp", "--require", "batch")
+    assert (report["exit_code"], report["verdict"]) == (5, "coverage gap")
+    assert report["gaps"] == [{"what": "mtp", "sentence": sentence, "required": True}]
+    assert report["sentence"].endswith(
+        "agrees wherever it was judged, but mtp was required: mtp was not judged: The candidate offers no logits of its "
+        "MTP block."
+    )
+    assert judged("dsv4_mlx", "--require", "mtp")["verdict"] == "parity"
+
+
+def test_a_required_mechanism_that_is_red_diverges(judged, few):
+    few("hc.comb", "mtp")
+    report = judged(path_of("mixes_untransposed"), "--require", "mtp")
+    assert (report["exit_code"], report["verdict"]) == (1, "diverges")
+    assert [gap["required"] for gap in report["gaps"]] == [True]
+
+
+def test_a_schedule_that_is_not_offered_is_one_gap_and_required_a_failure(judged, few):
+    few("embedding", "experts.shared")
+    report = judged(path_of("needs_cache"))
+    assert report["verdict"] == "parity"
+    assert verdicts(report, "embedding") == ["coverage gap"] + ["parity"] * 4
+    assert [gap["what"] for gap in report["gaps"]] == ["oneshot"]
+    assert "does not run without a cache" in report["gaps"][0]["sentence"]
+    report = judged(path_of("needs_cache"), "--require", "oneshot")
+    assert (report["exit_code"], report["verdict"]) == (5, "coverage gap")
+    assert "oneshot was required" in report["sentence"]
+
+
+# `quick` does not run this probe: a requirement that nobody looks at must not look fulfilled.
+def test_what_the_profile_does_not_run_cannot_be_required_in_vain(capsys, few):
+    few("embedding", "indexer.large")
+    code, out, err = run(capsys, "dsv4_mlx", "--require", "indexer.large")
+    assert code in (2, 5), out
+    assert "indexer.large" in out + err
+
+
+# --- documents -----------------------------------------------------------------------------------------------
+
+
+def test_json_on_standard_output_is_all_that_is_there(capsys, few):
+    few("embedding")
+    code, out, _ = run(capsys, path_of("prints"), "--json", "-")
+    report = json.loads(out)
+    jsonschema.validate(report, document.schema(SCHEMA))
+    assert (code, report["verdict"]) == (0, "parity")
+
+
+def test_two_documents_do_not_share_standard_output(capsys, idle):
+    code, out, err = run(capsys, "dsv4_mlx", "--json", "-", "--sarif", "-")
+    assert (code, out) == (2, "")
+    assert one_sentence(err)
+
+
+def test_a_baseline_adds_drift(judged, few, tmp_path):
+    few("embedding", "experts.shared")
+    old = judged("dsv4_mlx")
+    assert all(cell["drift"] is None for cell in old["cells"])
+    old["cells"][0]["ratio"] /= 2
+    old["cells"][1] |= {"verdict": "crashed", "ratio": 0.0}
+    del old["cells"][2]
+    (tmp_path / "old.json").write_text(json.dumps(old))
+    report = judged("dsv4_mlx", "--baseline", str(tmp_path / "old.json"))
+    assert [cell["drift"] for cell in report["cells"]] == [pytest.approx(2, rel=1e-4), None, None] + [1.0] * 7
+    assert report["notes"] == ["crashed in the baseline, parity now: embedding (cached)"]
+    assert report["exit_code"] == 0  # drift alone is no deviation
+
+
+def test_one_run_writes_every_document(judged, few, tmp_path, capsys):
+    few("embedding", "hc.comb", "mtp")
+    names = ("html", "markdown", "junit", "sarif")
+    report = judged(
+        path_of("mixes_untransposed"), *(word for name in names for word in (f"--{name}", str(tmp_path / name)))
+    )
+    assert sorted(path.name for path in tmp_path.iterdir()) == sorted([*names, "report.json"])
+    suites = ElementTree.parse(tmp_path / "junit").getroot()
+    assert (suites.get("tests"), suites.get("failures"), suites.get("skipped")) == ("15", "5", "5")
+    red = [case.get("classname") for case in suites.iter("testcase") if case.find("failure") is not None]
+    assert red == ["parity.hc.comb"] * 5
+    assert (tmp_path / "markdown").read_text().startswith("## ")
+    for name in ("html", "markdown"):
+        text = (tmp_path / name).read_text()
+        assert all(word in text for word in ("D016", "hc", "diverges", "oneshot"))
+    page = (tmp_path / "html").read_text()
+    assert page.lstrip().lower().startswith("<!doctype html>")
+    rules = [result["ruleId"] for result in json.loads((tmp_path / "sarif").read_text())["runs"][0]["results"]]
+    assert rules == ["D016", "gap.mtp"]
+    assert [gap["what"] for gap in report["gaps"]] == ["mtp"]
+
+
+# --json /dev/stderr or /dev/null names no file to be replaced.
+def test_a_pipe_is_written_to_and_not_replaced(capsys, few, tmp_path):
+    few("embedding")
+    pipe = tmp_path / "pipe"
+    os.mkfifo(pipe)
+    reader = subprocess.Popen(
+        [sys.executable, "-c", "import sys; print(open(sys.argv[1]).read())", str(pipe)],
+        stdout=subprocess.PIPE,
+        text=True,
+    )
+    try:
+        code, _, _ = run(capsys, "dsv4_mlx", "--json", str(pipe))
+        assert code == 0
+        assert pipe.is_fifo()
+        assert json.loads(reader.communicate(timeout=10)[0])["verdict"] == "parity"
+    finally:
+        reader.kill()
+        reader.communicate()
