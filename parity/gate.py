@@ -11,6 +11,7 @@ from . import bundle, confirm
 from .adapters import resolve
 from .diagnosis import Diagnoser, Hypothesis
 from .environment import check_environment
+from .errors import BadInput
 from .families import Family, family
 from .gate_results import Candidate, Cell, Deviation, Gap, GateReport, Mechanism
 from .matrix import Engine, Matrix, ask, close_gaps, judge_probe
@@ -78,6 +79,8 @@ def _judge(
     report.cells = matrix.cells
     missing = close_gaps(matrix, SCHEDULES)
     report.gaps = _gaps(matrix.cells, missing, require)
+    for name in sorted(require - {*SCHEDULES} - {probe.mechanism for probe in probes}):
+        report.gaps.append(Gap(name, f"{name} is no part of the profile {report.profile}", required=True))
     red = [cell for cell in matrix.cells if cell.verdict is Verdict.DIVERGES]
     if red:
         progress("looking for the defects that explain it")
@@ -101,8 +104,12 @@ def _write_bundle(
         report.notes.append("There is no bundle: no cell gave logits that differ.")
         return
     progress(f"writing the smallest case of {cells[0].mechanism} to {folder}")
-    bundle.write(report.candidate, engine, families[cells[0].mechanism], cells[0], folder)
-    report.notes.append(f"{folder} holds the smallest case; run `python show.py` in it.")
+    try:
+        bundle.write(report.candidate, engine, families[cells[0].mechanism], cells[0], folder)
+    except (BadInput, CandidateProblem) as problem:  # what the matrix holds stands
+        report.notes.append(f"There is no bundle: {problem}")
+    else:
+        report.notes.append(f"{folder} holds the smallest case; run `python show.py` in it.")
 
 
 def _matrix(
@@ -196,7 +203,7 @@ def conclude(report: GateReport) -> None:
     elif report.verdict is Verdict.PARITY and required:
         report.verdict = Verdict.COVERAGE_GAP
         report.sentence = (
-            f"{name} agrees wherever it was judged, but {required[0].what} was required: {required[0].sentence}."
+            f"{name} agrees wherever it was judged, but {required[0].what} was required: {required[0].sentence.rstrip('.')}."
         )
     elif report.verdict is Verdict.PARITY:
         rows = len({cell.mechanism for cell in judged})

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import os
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -107,7 +108,10 @@ def _profile_and_seed(command: argparse.ArgumentParser) -> None:
 
 
 def _positive(text: str) -> float:
-    value = float(text)
+    try:
+        value = float(text)
+    except ValueError:
+        value = 0.0
     if not 0 < value < float("inf"):
         raise argparse.ArgumentTypeError(f"{text} is not a positive number")
     return value
@@ -120,9 +124,15 @@ def gate_command(options: argparse.Namespace, started: float, progress_line: Cal
     for name in FILES:
         if getattr(options, name):
             document.check_target(getattr(options, name), f"--{name}")
+    if [getattr(options, name) for name in FILES].count("-") > 1:
+        raise BadInput("Only one document can go to standard output; give the others a file.")
     old = _baseline(options.baseline) if options.baseline else None
-    if options.bundle and Path(options.bundle).exists():
-        raise BadInput(f"{options.bundle} exists; give --bundle a folder that is still to be made.")
+    if options.bundle:
+        bundle = Path(options.bundle)
+        if bundle.exists():
+            raise BadInput(f"{bundle} exists; give --bundle a folder that is still to be made.")
+        if not bundle.resolve().parent.is_dir() or not os.access(bundle.resolve().parent, os.W_OK):
+            raise BadInput(f"{bundle} cannot be made; give --bundle another folder, in one that you may write to.")
     from .gate import judge, requirable
     from .probes import PROFILES
 
@@ -208,7 +218,7 @@ def defects_command(options: argparse.Namespace, started: float, progress_line: 
     if options.json:
         document.write_text(json.dumps(score.to_dict(), indent=1) + "\n", options.json)
     if options.table:
-        document.write_text(score.markdown(), options.table)
+        document.write_text("# Mutation score\n\n" + score.markdown(), options.table)
     if options.json != "-":
         print(score.text())
     return score.exit_code

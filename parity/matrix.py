@@ -37,11 +37,12 @@ class Engine(Protocol):
 
 @dataclass
 class Matrix:
-    """Cells in order, and by (mechanism, schedule) the logits of those that gave some of the right shape."""
+    """Cells in order, by (mechanism, schedule) the logits of those that gave some of the right shape, and which of them
+    the candidate refused: it raised, or does not offer them."""
 
     cells: list[Cell] = field(default_factory=list)
     logits: dict[tuple[str, str], Tensor] = field(default_factory=dict)
-    raised: set[tuple[str, str]] = field(default_factory=set)
+    refused: set[tuple[str, str]] = field(default_factory=set)
     troubles: int = 0
 
     def red(self, mechanism: str) -> list[Cell]:
@@ -51,9 +52,10 @@ class Matrix:
 def judge_probe(engine: Engine, family: Family, folder: Path, matrix: Matrix) -> None:
     """Load the probe's checkpoint into the candidate and add a cell for each schedule."""
     probe = family.probe
+    if matrix.troubles >= PATIENCE:
+        matrix.cells += [_failed(probe.mechanism, s, "", NotOffered(NOT_ASKED)) for s in probe.schedules]
+        return
     try:
-        if matrix.troubles >= PATIENCE:
-            raise NotOffered(NOT_ASKED)
         engine.load(family.write(folder))
     except CandidateProblem as problem:
         matrix.troubles += isinstance(problem, (Died, Hung, AteMemory))
@@ -62,23 +64,22 @@ def judge_probe(engine: Engine, family: Family, folder: Path, matrix: Matrix) ->
             if probe.optional and isinstance(problem, Raised):
                 cell.verdict = Verdict.COVERAGE_GAP
             matrix.cells.append(cell)
-        return
-    finally:
+    else:
+        matrix.cells += [_cell(engine, family, schedule, matrix) for schedule in probe.schedules]
+    finally:  # not earlier: a candidate that died is loaded again
         shutil.rmtree(folder, ignore_errors=True)
-    for schedule in probe.schedules:
-        matrix.cells.append(_cell(engine, family, schedule, matrix))
 
 
 def _cell(engine: Engine, family: Family, schedule: str, matrix: Matrix) -> Cell:
     mechanism = family.probe.mechanism
+    if matrix.troubles >= PATIENCE:
+        return _failed(mechanism, schedule, "", NotOffered(NOT_ASKED))
     try:
-        if matrix.troubles >= PATIENCE:
-            raise NotOffered(NOT_ASKED)
         logits = ask(engine, family, schedule)
     except CandidateProblem as problem:
         matrix.troubles += isinstance(problem, (Died, Hung, AteMemory))
-        if isinstance(problem, Raised):
-            matrix.raised.add((mechanism, schedule))
+        if isinstance(problem, (Raised, NotOffered)):
+            matrix.refused.add((mechanism, schedule))
         return _failed(mechanism, schedule, "", problem)
     cell = judge(family, schedule, logits)
     if "float" not in engine.dtype:
@@ -144,13 +145,12 @@ def _failed(mechanism: str, schedule: str, doing: str, problem: CandidateProblem
 
 
 def close_gaps(matrix: Matrix, schedules: Iterable[str]) -> list[str]:
-    """Schedules in which the candidate raises whatever it is given, though it runs otherwise: it offers none of
-    them."""
+    """Schedules that the candidate refuses whatever it is given, though it runs otherwise: it offers none of them."""
     missing = []
     runs = {cell.mechanism for cell in matrix.cells if cell.verdict in (Verdict.PARITY, Verdict.DIVERGES)}
     for schedule in schedules:
         cells = [cell for cell in matrix.cells if cell.schedule == schedule and cell.mechanism in runs]
-        if len(cells) > 1 and all((cell.mechanism, schedule) in matrix.raised for cell in cells):
+        if len(cells) > 1 and all((cell.mechanism, schedule) in matrix.refused for cell in cells):
             missing.append(schedule)
             for cell in cells:
                 cell.verdict = Verdict.COVERAGE_GAP

@@ -61,6 +61,7 @@ SLACK = 64 << 20  # bytes that a file of logits may have beyond what was asked: 
 MOST_TAPS = 100_000
 SECRET = re.compile(r"TOKEN|SECRET|PASSWORD|CREDENTIAL|_KEY$", re.IGNORECASE)
 NO_MEMORY = re.compile(r"bad_alloc|unable to allocate|can't allocate memory|maximum allowed buffer size", re.IGNORECASE)
+ADDRESS = re.compile(r"\b0x[0-9a-f]{6,}\b")
 UNREADABLE = "The candidate's process answered nothing that can be read {doing}."
 
 
@@ -285,7 +286,9 @@ class Process:
 
     def _problem(self, error: dict[str, object], doing: str) -> CandidateProblem:
         """The problem that an answer tells of."""
-        kind, message = error["kind"], str(error["message"])
+        # The same seed gives the same report: no addresses, no names of temporary folders.
+        message = ADDRESS.sub("0x...", str(error["message"]).replace(str(self.work), "its folder"))
+        kind = error["kind"]
         place = f" ({error['where']})" if error.get("where") else ""
         if kind == "exit":
             return Died(f"The candidate called sys.exit({message}) {doing}{place}.")

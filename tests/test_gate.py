@@ -217,7 +217,8 @@ def test_every_kinds_script_is_short_and_compiles(kind, mtp):
 @pytest.mark.parametrize("name", ["hc.comb", "mtp"])
 def test_a_bundle_of_another_kind_shows_what_the_package_gives(tmp_path, name):
     family = gate.reference(registry()[name], 0)
-    wrong = replace(family, exact=family.exact * 1.01)
+    larger = {"baseline": family.baseline * 1.01, "nulls": [null * 1.01 for null in family.nulls]}
+    wrong = replace(family, exact=family.exact * 1.01, **larger)
     cell = Cell(name, "chunks", Verdict.DIVERGES, "logits differ")
     with gate.Process(gate.resolve("dsv4_mlx"), tmp_path, 60, 4) as process:
         folder = bundle.write(Candidate("dsv4_mlx", "dsv4_mlx"), process, wrong, cell, tmp_path / "case")
@@ -474,7 +475,7 @@ def test_json_on_standard_output_is_all_that_is_there(capsys, few):
 
 def test_two_documents_do_not_share_standard_output(capsys, idle):
     code, out, err = run(capsys, "dsv4_mlx", "--json", "-", "--sarif", "-")
-    assert (code, out) == (2, "")
+    assert (code, json.loads(out)["verdict"]) == (2, "bad input")
     assert one_sentence(err)
 
 

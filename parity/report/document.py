@@ -65,6 +65,9 @@ def write_text(content: str, path: str) -> None:
         sys.stdout.write(content)
         return
     target = Path(path)
+    if target.exists() and not target.is_file():  # a pipe, a device
+        target.write_text(content, encoding="utf-8")
+        return
     handle, temporary = tempfile.mkstemp(dir=target.resolve().parent, prefix=f".{target.name}.")
     try:
         with os.fdopen(handle, "w", encoding="utf-8") as file:
