@@ -25,8 +25,11 @@ LOADING = {
     "mlx_lm": "from mlx_lm.utils import load_model\nmodel, _ = load_model(here / 'checkpoint')",
     "mlx_vlm": "from mlx_vlm.utils import load_model\nmodel = load_model(here / 'checkpoint')",
     "model_file": """import importlib.util, sys  # the port's file, as a module of the installed mlx-lm
+import mlx_lm.models
 from mlx_lm.utils import load_model
-spec = importlib.util.spec_from_file_location("mlx_lm.models.candidate", sys.argv[1])
+file = (sys.argv[1:] or [{name}])[0]
+mlx_lm.models.__path__.append(str(pathlib.Path(file).resolve().parent))  # what it imports beside it
+spec = importlib.util.spec_from_file_location("mlx_lm.models.candidate", file)
 port = importlib.util.module_from_spec(spec)
 spec.loader.exec_module(port)
 model, _ = load_model(here / 'checkpoint', get_model_classes=lambda config: (port.Model, port.ModelArgs))""",
@@ -159,13 +162,14 @@ def _first(calls: tuple[int, ...], tokens: int) -> tuple[int, ...]:
 def script(candidate: Candidate, family: Family, cell: Cell, tokens: int) -> str:
     """show.py: loads the checkpoint with the port's own package and prints the error of each token."""
     kind = "hf" if candidate.kind == "hf" else "mlx"
+    name = repr(str(Path(candidate.name).resolve())) if candidate.kind == "model_file" else candidate.name
     mtp = family.probe.mtp
     sentence = f"{cell.mechanism} ({family.probe.title}): {cell.sentence}".replace("\\", "/").replace('"""', "'''")
     return SCRIPT.format(
         sentence=sentence,
-        argument=" PATH/TO/THE/MODEL/FILE.py" if candidate.kind == "model_file" else "",
+        argument=" [PATH/TO/THE/MODEL/FILE.py]" if candidate.kind == "model_file" else "",
         imports="" if kind == "hf" else "import mlx.core as mx\n",
-        loading=LOADING[candidate.kind].replace("{name}", candidate.name),
+        loading=LOADING[candidate.kind].replace("{name}", name),
         feeding=FEEDING["mtp" if mtp else kind],
         further=" + 1" if mtp else "",
         reading=READING[kind],

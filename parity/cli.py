@@ -1,4 +1,5 @@
-"""The command line: `parity run` judges every submodule, `parity golden` replays recordings of the official program."""
+"""Judge ports of DeepSeek-V4: `parity gate` somebody's port, `parity run` every submodule of dsv4_mlx, `parity golden`
+recordings of the official program."""
 
 from __future__ import annotations
 

@@ -82,7 +82,9 @@ class Diagnoser:
         if not defects:  # needs no run
             family, given = self.families[mechanism], self.matrix.logits
             return all(family.measure(s, given[mechanism, s]).ratio <= SAME for s in self.schedules(mechanism))
-        return all(self._same(mechanism, schedule, frozenset(defects), rounded) for schedule in self.schedules(mechanism))
+        return all(
+            self._same(mechanism, schedule, frozenset(defects), rounded) for schedule in self.schedules(mechanism)
+        )
 
     def _same(self, mechanism: str, schedule: str, defects: frozenset[str], rounded: bool = True) -> bool:
         run = self._run(mechanism, schedule, defects, "float64")
@@ -195,7 +197,9 @@ class Diagnoser:
         own = [name for name, defect in self.known.items() if defect.mechanism == mechanism]
         near = [name for name, defect in self.known.items() if defect.mechanism in needs]
         far = [name for name in self.known if name not in (*own, *near)]
-        return [(group, rounded) for group, rounded in ((own, False), (near, False), (own, True), (far, False)) if group]
+        return [
+            (group, rounded) for group, rounded in ((own, False), (near, False), (own, True), (far, False)) if group
+        ]
 
     def _reduced(self, hypothesis: Hypothesis) -> Hypothesis:
         """Without the defects that later ones made superfluous."""
@@ -216,35 +220,42 @@ class Diagnoser:
             if (cell.mechanism, cell.schedule) in self.matrix.logits:
                 near = {cell.mechanism} | needed(cell.mechanism)
                 shown = [d for d in hypothesis.defects if cell.schedule in (self.known[d].schedules or SCHEDULES)]
-                cell.explained_by = [d for d in shown if self.known[d].mechanism in near] or shown or [*hypothesis.defects]
-        entries = [self._entry(name, red) for name in hypothesis.defects]
-        unexplained = [cell for cell in red if not cell.explained_by]
-        if unexplained:
-            names = list(dict.fromkeys(cell.mechanism for cell in unexplained))
-            where = names[0] + (f" and {len(names) - 1} that build on it or follow it" if len(names) > 1 else "")
-            entries.append(
-                Diagnosis(
-                    [],
-                    [],
-                    f"None of the {len(self.known)} known defects reproduces what this port gives for {where}.",
-                    red=len(unexplained),
+                cell.explained_by = (
+                    [d for d in shown if self.known[d].mechanism in near] or shown or [*hypothesis.defects]
                 )
+        unexplained = [cell for cell in red if not cell.explained_by]
+        entries = [self._entry(name, red, bool(unexplained)) for name in hypothesis.defects]
+        if unexplained:
+            first, *later = dict.fromkeys(cell.mechanism for cell in unexplained)
+            follow = f" {len(later)} later ones may only follow from it: {', '.join(later)}." if later else ""
+            sentence = (
+                f"No known defect, nor a small set of the {len(self.known)}, gives what this port gives for {first}. "
+                f"Start there.{follow}"
             )
+            entries.append(Diagnosis([], [], sentence, red=len(unexplained)))
         return entries
 
-    def _entry(self, name: str, red: list) -> Diagnosis:
+    def _entry(self, name: str, red: list, some_unexplained: bool) -> Diagnosis:
         defect = self.known[name]
         mine = [cell for cell in red if name in cell.explained_by]
+        others = [] if any(cell.explained_by == [name] for cell in mine) else self._others(name, mine)
+        start = f"In {len(mine)} of {len(red)} red cells this port" if some_unexplained else "This port"
+        together = f", together with {', '.join(others)}" if others else ""
         return Diagnosis(
             [name],
             [defect.title],
-            f"This port behaves exactly like the reference with {defect.title} ({name}); "
+            f"{start} behaves exactly like the reference with {defect.title} ({name}){together}; "
             f"it should read: {defect.formula}",
             [defect.formula],
-            [defect.seen],
+            [] if defect.seen.startswith("plausible") else [defect.seen],
             len(mine),
             len(red),
         )
+
+    def _others(self, name: str, mine: list) -> list[str]:
+        """The defects without which this one explains none of its cells: those of its smallest cell."""
+        smallest = min((cell.explained_by for cell in mine), key=len, default=[name])
+        return [other for other in smallest if other != name]
 
 
 def patched_logits(family: Family, schedule: str, defects: list[Defect], dtype: str = "float64") -> Tensor:

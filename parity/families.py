@@ -107,9 +107,7 @@ class _Runs:
 
     def nulls(self, seed: int) -> list[oracle.Observation]:
         """The run in the probe's type, with other rounding."""
-        return oracle.null_runs(
-            self.side, lambda: self.run(self.side), self.paths, self.replay, self.probe.dtype, seed
-        )
+        return oracle.null_runs(self.side, lambda: self.run(self.side), self.paths, self.replay, self.probe.dtype, seed)
 
 
 def forward(model, ids: Tensor, calls: tuple[int, ...], mtp: bool = False) -> Tensor:

@@ -46,7 +46,8 @@ def judge(
     resolved = resolve(target)
     report = GateReport(Candidate(target, resolved.kind), profile, seed, Verdict.INCONCLUSIVE, "")
     report.environment = check_environment() if environment is None else environment
-    report.reproduce = f"parity gate {target} --profile {profile} --seed {seed}"
+    required = "".join(f" --require {what}" for what in require)
+    report.reproduce = f"parity gate {target} --profile {profile} --seed {seed}{required}"
     with tempfile.TemporaryDirectory(prefix="parity-") as scratch:
         started = time.monotonic()
         progress(f"starting {target}")
@@ -98,8 +99,10 @@ def _judge(
 def _write_bundle(
     engine: Engine, families: dict[str, Family], report: GateReport, folder: Path, progress: Progress
 ) -> None:
-    """The first deviation in numbers, as a folder; a note says where it is, or why there is none."""
+    """The first deviation in numbers, one that nothing explains before others, as a folder; a note says where it is, or
+    why there is none."""
     cells = [cell for cell in report.cells if cell.verdict is Verdict.DIVERGES and cell.limit_max > 0]
+    cells.sort(key=lambda cell: bool(cell.explained_by))  # what nothing explains needs a case most
     if not cells:
         report.notes.append("There is no bundle: no cell gave logits that differ.")
         return
@@ -109,7 +112,7 @@ def _write_bundle(
     except (BadInput, CandidateProblem) as problem:  # what the matrix holds stands
         report.notes.append(f"There is no bundle: {problem}")
     else:
-        report.notes.append(f"{folder} holds the smallest case; run `python show.py` in it.")
+        report.notes.append(f"{folder} holds the smallest case; run python {folder / 'show.py'}.")
 
 
 def _matrix(
@@ -149,7 +152,7 @@ def _gaps(cells: list[Cell], missing: list[str], require: set[str]) -> list[Gap]
     gaps = []
     for schedule in missing:
         said = next(cell.sentence for cell in cells if cell.schedule == schedule)
-        gaps.append(Gap(schedule, f"{WORDS[schedule]} is not offered: every attempt {said}"))
+        gaps.append(Gap(schedule, f"{WORDS[schedule]} is not offered. Every attempt ended so: {said}"))
     seen = set(missing)
     for cell in cells:
         if cell.verdict is Verdict.COVERAGE_GAP and cell.schedule not in missing and cell.mechanism not in seen:
@@ -184,8 +187,8 @@ def _look_inside(engine: Engine, families: dict[str, Family], cell: Cell, scratc
     off = next((tap for tap in report.layers if tap.error > tap.limit), None)
     if off is not None:
         report.notes.append(
-            f"Inside the port, on the probe of {cell.mechanism}, '{off.tap}' is the first tensor of the reference that "
-            f"no module gives" + (f"; the closest is {off.module}." if off.module else ".")
+            f"Inside the port, on the probe of {cell.mechanism}, every tensor before '{off.tap}' was found; "
+            + (f"the nearest to that one, from {off.module}, is off." if off.module else "that one no module gives.")
         )
 
 
@@ -199,12 +202,12 @@ def conclude(report: GateReport) -> None:
         report.first_deviation = Deviation(bad.mechanism, bad.schedule, bad.sentence)
         title = next(m.title for m in report.mechanisms if m.name == bad.mechanism)
         said = bad.sentence.rstrip(".")
-        report.sentence = f"{name} deviates first in {bad.mechanism} ({title}), under {WORDS[bad.schedule]}: {said}."
+        verb = "deviates" if bad.verdict is Verdict.DIVERGES else "fails"
+        report.sentence = f"{name} {verb} first in {bad.mechanism} ({title}), under {WORDS[bad.schedule]}: {said}."
     elif report.verdict is Verdict.PARITY and required:
         report.verdict = Verdict.COVERAGE_GAP
-        report.sentence = (
-            f"{name} agrees wherever it was judged, but {required[0].what} was required: {required[0].sentence.rstrip('.')}."
-        )
+        said = required[0].sentence.rstrip(".")
+        report.sentence = f"{name} agrees wherever it was judged, but {required[0].what} was required: {said}."
     elif report.verdict is Verdict.PARITY:
         rows = len({cell.mechanism for cell in judged})
         report.sentence = (

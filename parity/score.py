@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import difflib
 import os
 import tempfile
 from collections.abc import Callable
@@ -24,6 +25,7 @@ from .probes import of_profile
 from .results import Verdict
 
 SCHEMA = "dsv4-parity/defects/1"
+FEW = 20
 
 
 @dataclass
@@ -81,18 +83,18 @@ class Score:
 
     def summary(self) -> str:
         killed, blamed = self._counts()
-        return (
-            f"{self.profile}: of {len(self.judged)} defects, {killed} killed, {blamed} blamed rightly; "
-            f"{len(self.defects) - len(self.judged)} cannot be judged here, for the reason in the table."
+        rest = len(self.defects) - len(self.judged)
+        return f"{self.profile}: of {len(self.judged)} defects, {killed} killed, {blamed} blamed rightly" + (
+            f"; {rest} cannot be judged here, for the reason in the table." if rest else "."
         )
 
     def text(self) -> str:
-        """For the terminal: what was missed, then the counts."""
-        missed = [r for r in self.judged if not (r.killed and r.blamed_rightly)]
+        """For the terminal: what was missed, or all where it is little, then the counts."""
+        shown = [r for r in self.judged if len(self.judged) <= FEW or not (r.killed and r.blamed_rightly)]
         lines = [
-            f"  {r.id}: {'killed' if r.killed else 'survived'}, first red {r.probe}, "
+            f"  {r.id}: {'killed' if r.killed else 'survived'}, first red {r.probe} ({', '.join(r.schedules)}), "
             f"named {', '.join(r.named) or 'nothing'}"
-            for r in missed
+            for r in shown
         ]
         return "\n".join([*lines, self.summary()])
 
@@ -151,7 +153,9 @@ def measure_defects(profile: str, seed: int, names: list[str], progress: Callabl
     known = catalogue()
     for name in names:
         if name not in known:
-            raise BadInput(f"--id does not know '{name}'; `parity defects --json -` lists all ids.")
+            near = difflib.get_close_matches(name, known, 1, 0.5)
+            hint = f"did you mean '{near[0]}'?" if near else "docs/defects.md lists them."
+            raise BadInput(f"--id does not know '{name}'; {hint}")
     score = Score(profile, seed)
     wanted = [known[name] for name in names] if names else list(known.values())
     workers = min(os.cpu_count() or 1, len(wanted))

@@ -1,7 +1,8 @@
 """The gate finds nothing in five correct ways to write or to run dsv4_mlx, and something once they are wrong.
 
 An example is a cell, probe x schedule x seed x variant, of which something was judged and in which the variant's logits
-differ from those of dsv4_mlx as it is. The table of the slow test shows with -s.
+differ from those of dsv4_mlx as it is. Examples of one probe are not independent: many schedules give the same bits,
+and the table of the slow test, which shows with -s, counts the distinct ones too.
 Run: pytest tests/test_gate_false_alarms.py; 10,000 examples, a quarter of an hour: pytest -m slow -s
 tests/test_gate_false_alarms.py
 """
@@ -63,6 +64,7 @@ class Outcome:
     ratio: float
     tokens: int
     changed: bool
+    repeated: bool = False  # an earlier schedule gave these very bits
     sentence: str = ""
 
     @property
@@ -106,11 +108,15 @@ def outcomes(name: str, mechanism: str, seed: int) -> list[Outcome]:
     before = unchanged(mechanism, seed)
     with VARIANTS[name].written():
         matrix = judged(runs(mechanism, seed, VARIANTS[name].probe is in_bfloat16))
-    found = []
+    found, seen = [], []
     for cell in matrix.cells:
         key = mechanism, cell.schedule
-        changed = key not in matrix.logits or not torch.equal(matrix.logits[key], before[key])
-        found.append(Outcome(name, *key, seed, cell.verdict, cell.ratio, cell.tokens, changed, cell.sentence))
+        logits = matrix.logits.get(key)
+        changed = logits is None or not torch.equal(logits, before[key])
+        repeated = logits is not None and any(torch.equal(logits, other) for other in seen)
+        seen += [] if logits is None else [logits]
+        measured = cell.verdict, cell.ratio, cell.tokens
+        found.append(Outcome(name, *key, seed, *measured, changed, repeated, cell.sentence))
     return found
 
 
@@ -125,18 +131,20 @@ def all_variants(mechanism: str, seed: int) -> list[Outcome]:
 
 
 def table(found: list[Outcome]) -> str:
-    """By variant: cells, how many count, tokens judged in them, the worst ratio and where it is."""
+    """By variant: cells, how many count, how many of these are not an earlier schedule's bits again, how many were
+    undecided, tokens judged, the worst ratio and where it is."""
     by_variant = defaultdict(list)
     for outcome in found:
         by_variant[outcome.variant].append(outcome)
-    lines = [f"{'variant':10} {'cells':>6} {'count':>6} {'undecided':>9} {'tokens':>8} {'worst':>6}"]
+    lines = [f"{'variant':10} {'cells':>6} {'count':>6} {'distinct':>8} {'undecided':>9} {'tokens':>8} {'worst':>6}"]
     for name, cells in by_variant.items():
         count = sum(outcome.counts for outcome in cells)
+        distinct = sum(outcome.counts and not outcome.repeated for outcome in cells)
         undecided = sum(outcome.verdict is Verdict.INCONCLUSIVE for outcome in cells)
         tokens = sum(outcome.tokens for outcome in cells if outcome.counts)
         worst = max(cells, key=lambda outcome: outcome.ratio)
         lines.append(
-            f"{name:10} {len(cells):6} {count:6} {undecided:9} {tokens:8} {worst.ratio:6.3f} "
+            f"{name:10} {len(cells):6} {count:6} {distinct:8} {undecided:9} {tokens:8} {worst.ratio:6.3f} "
             f"{worst.mechanism}, {worst.schedule}, seed {worst.seed}"
         )
     return "\n".join(lines)

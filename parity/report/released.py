@@ -11,7 +11,10 @@ from .markdown import text
 
 def table(reports: list[tuple[str, dict]]) -> str:
     """Markdown of (name, document of the gate), in the order given."""
-    lines = ["| port | verdict | first deviation | named | red cells | raises, or is not offered |", "|---|---|---|---|---|---|"]
+    lines = [
+        "| port | verdict | first deviation | named | red cells | raises, or is not offered |",
+        "|---|---|---|---|---|---|",
+    ]
     for name, report in reports:
         first = report["first_deviation"]
         named = [
