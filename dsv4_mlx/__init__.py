@@ -3,6 +3,7 @@
 from .cache import LayerCache
 from .checkpoint import load
 from .config import ModelArgs
+from .errors import UsageError
 from .model import Model
 
-__all__ = ["LayerCache", "Model", "ModelArgs", "load"]
+__all__ = ["LayerCache", "Model", "ModelArgs", "UsageError", "load"]
