@@ -104,6 +104,8 @@ class Attention(nn.Module):
             keys = mx.concatenate([keys, rows], axis=1)
             mask = mx.broadcast_to(mask, (seen.shape[0], *mask.shape[1:]))
             mask = mx.concatenate([mask, seen], axis=-1)
+            if state is not None:
+                keys = mx.depends(keys, state.unread())
         o = sink_attention(q, keys, mask, self.attn_sink, self.dim**-0.5)
         if state is not None:
             state.advance(call)

@@ -49,6 +49,13 @@ class LayerCache(mlx_lm_cache._BaseCache):
         """Count the call's tokens as seen, once all was written."""
         self.rows = call.after
 
+    def unread(self) -> list[mx.array]:
+        """What a call wrote though a later one reads it: who evaluates a call's result evaluates this too.
+
+        Otherwise each token's K and Z would hang on those before until a block is complete.
+        """
+        return [ring.slots for pool in self._pools() for ring in (pool.kv, pool.gate)]
+
     @property
     def offset(self) -> int | mx.array:
         """Tokens seen: a number, or [B] where sequences differ."""
