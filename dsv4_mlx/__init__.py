@@ -5,5 +5,6 @@ from .checkpoint import load
 from .config import ModelArgs
 from .errors import UsageError
 from .model import Model
+from .registration import register
 
-__all__ = ["LayerCache", "Model", "ModelArgs", "UsageError", "load"]
+__all__ = ["LayerCache", "Model", "ModelArgs", "UsageError", "load", "register"]
