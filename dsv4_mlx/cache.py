@@ -126,7 +126,9 @@ class LayerCache(mlx_lm_cache._BaseCache):
 
     def filter(self, batch_indices: Sequence[int] | mx.array):
         """Keep these sequences, in this order."""
-        keep = [int(index) for index in (batch_indices.tolist() if isinstance(batch_indices, mx.array) else batch_indices)]
+        keep = [
+            int(index) for index in (batch_indices.tolist() if isinstance(batch_indices, mx.array) else batch_indices)
+        ]
         outside = [index for index in keep if not -len(self.rows) <= index < len(self.rows)]
         if outside:
             raise UsageError(f"The cache holds {len(self.rows)} sequences, but number {outside[0]} was asked for.")

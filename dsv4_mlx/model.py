@@ -34,9 +34,7 @@ class Model(nn.Module):
         self.head = Linear(args.hidden_size, args.vocab_size, args)
         self.mtp = [MTPBlock(args, depth) for depth in range(args.num_nextn_predict_layers)]
 
-    def streams(
-        self, ids: mx.array, cache: list[LayerCache] | None = None, mask: mx.array | None = None
-    ) -> mx.array:
+    def streams(self, ids: mx.array, cache: list[LayerCache] | None = None, mask: mx.array | None = None) -> mx.array:
         """Token ids [B, S] -> the final streams [B, S, n, D], before hc_head."""
         call, states = self._call(self.layers, ids, cache, mask)
         ids = call.inward(ids)
@@ -50,9 +48,7 @@ class Model(nn.Module):
         """Final streams [B, S, n, D] -> float32 logits of every position [B, S, V]."""
         return self.head(norm.wide(self.norm(self.hc_head(streams))))
 
-    def __call__(
-        self, ids: mx.array, cache: list[LayerCache] | None = None, mask: mx.array | None = None
-    ) -> mx.array:
+    def __call__(self, ids: mx.array, cache: list[LayerCache] | None = None, mask: mx.array | None = None) -> mx.array:
         """Token ids [B, S] -> logits [B, S, V]; with a cache they continue what it holds.
 
         ``mask`` may mark padding at either end, see ``padding.from_mask``; what comes out for it means nothing.

@@ -208,7 +208,7 @@ def test_mlx_lms_store_of_prompts_never_rewinds_too_far(session):
     session(0, cache=again, seen=[40]).feed(20)
     short = session(0).feed(12)
     store.insert_cache("small", ids[:12], short.cache)
-    cache, rest = store.fetch_nearest_cache("small", other[:5] + [1])
+    cache, rest = store.fetch_nearest_cache("small", [*other[:5], 1])
     assert rest in ([1], [other[4], 1])
     assert cache[0].size() == 6 - len(rest)
 
@@ -310,7 +310,9 @@ def lowest(mask):
     return mx.where(mask, 0.0, -mx.inf)
 
 
-@pytest.mark.parametrize("form", [lambda m: m, lowest, lambda m: mx.where(m, 0, -1e9).astype(mx.bfloat16), mx.array.astype])
+@pytest.mark.parametrize(
+    "form", [lambda m: m, lowest, lambda m: mx.where(m, 0, -1e9).astype(mx.bfloat16), mx.array.astype]
+)
 @pytest.mark.parametrize("left", [False, True], ids=["right", "left"])
 @pytest.mark.parametrize("cached", [False, True])
 def test_masks_mark_padding(model, expected, form, left, cached):
@@ -318,7 +320,8 @@ def test_masks_mark_padding(model, expected, form, left, cached):
     rows = [IDS[i, :n].tolist() for i, n in enumerate(lengths)]
     pads = [[0] * (width - n) for n in lengths]
     ids = mx.array([p + r if left else r + p for p, r in zip(pads, rows, strict=True)])
-    real = mx.array([[0] * len(p) + [1] * len(r) if left else [1] * len(r) + [0] * len(p) for p, r in zip(pads, rows)]) > 0
+    places = mx.arange(width)
+    real = mx.stack([places >= width - n if left else places < n for n in lengths])
     mask = real.astype(mx.int32) if form is mx.array.astype else form(real)
     causal = mlx_lm_causal(width) & real[:, None, None]
     cache = model.make_cache() if cached else None
@@ -377,7 +380,10 @@ def other_model(ratios=(0, 4, 8, 128, 4), **changed):
 
 MISUSE = {
     "a cache of fewer layers": (lambda cache: (IDS[:1, :3], cache[:3]), "has 3 entries for 5 layers"),
-    "mlx-lm's own cache": (lambda cache: (IDS[:1, :3], [mlx_lm_cache.KVCache()] * 5), "Entry 0 of the cache is a KVCache"),
+    "mlx-lm's own cache": (
+        lambda cache: (IDS[:1, :3], [mlx_lm_cache.KVCache()] * 5),
+        "Entry 0 of the cache is a KVCache",
+    ),
     "layers in another order": (lambda cache: (IDS[:1, :3], cache[::-1]), "belongs to a layer of another model"),
     "another batch": (lambda cache: (IDS[:3, :3], cache), "holds 1 sequences, but 3 came"),
     "an empty prompt": (lambda cache: (IDS[:1, :0], cache), "The prompt is empty"),
