@@ -54,7 +54,7 @@ class LayerCache(mlx_lm_cache._BaseCache):
 
         Otherwise each token's K and Z would hang on those before until a block is complete.
         """
-        return [ring.slots for pool in self._pools() for ring in (pool.kv, pool.gate)]
+        return [ring.slots for pool in self._pools() for ring in (pool.kv, pool.gate) if ring.slots is not None]
 
     @property
     def offset(self) -> int | mx.array:
@@ -259,8 +259,3 @@ def _asked_by_a_store() -> bool:
             return True
         frame = frame.f_back
     return False
-
-
-# load_prompt_cache looks the class of each entry up in its own module, where a model file that brings a class
-# of its own has to put it.
-mlx_lm_cache.LayerCache = LayerCache

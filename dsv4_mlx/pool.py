@@ -107,7 +107,7 @@ class Pool:
 
 @dataclass(frozen=True)
 class _Plan:
-    """Indices of a call whose sequences differ: N of them complete blocks, the most of them n, and L = r * (n + overlap).
+    """Indices of a call whose sequences differ: N of them complete blocks, at most n; L = r * (n + 1 with overlap).
 
     rows [N], first [N, 1]; index [N, L] into ring slots followed by the call's tokens, absent [N, L, 1] where
     a position is below 0; each row to be stored goes from (sources, source_blocks) to (target_rows, targets).

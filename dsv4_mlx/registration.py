@@ -2,6 +2,10 @@
 
 import sys
 
+from mlx_lm.models import cache as mlx_lm_cache
+
+from .cache import LayerCache
+
 MODULE = "mlx_lm.models.deepseek_v4"
 
 
@@ -12,3 +16,8 @@ def register():
     importing the package alone leaves mlx-lm's own choice, which `parity gate mlx_lm.models.deepseek_v4` judges.
     """
     sys.modules[MODULE] = sys.modules[__package__]
+
+
+def register_cache():
+    """Let mlx-lm's ``load_prompt_cache`` find the class: it looks for the entries' names in its own module."""
+    mlx_lm_cache.LayerCache = LayerCache
