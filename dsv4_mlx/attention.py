@@ -9,6 +9,7 @@ from .compressor import Compressor
 from .config import OVERLAP_RATIO, ModelArgs
 from .indexer import Indexer
 from .norm import RMSNorm
+from .positions import Call
 from .quantization import KVQuant, Linear
 
 
@@ -92,49 +93,68 @@ class Attention(nn.Module):
         o = o.reshape(*o.shape[:2], self.groups, -1)
         return self.wo_b(self.wo_a(o).flatten(-2))
 
-    def __call__(self, x: mx.array, start: int = 0, state: LayerCache | None = None) -> mx.array:
+    def __call__(self, x: mx.array, start: int | Call = 0, state: LayerCache | None = None) -> mx.array:
         """Normed x [B, S, D] at positions ``start``... -> [B, S, D]; ``state`` carries the past."""
-        tokens = x.shape[1]
-        positions = mx.arange(start, start + tokens)
+        call = Call.of(start, x)
+        positions = call.positions
         qr, q = self.queries(x, positions)
-        keys, mask = self._window_part(self.window_kv(x, positions), start, state)
+        keys, mask = self._window_part(self.window_kv(x, positions), call, state)
         if self.ratio:
-            rows, seen = self._compressed_part(x, qr, start, state)
+            rows, seen = self._compressed_part(x, qr, call, state)
             keys = mx.concatenate([keys, rows], axis=1)
             mask = mx.broadcast_to(mask, (seen.shape[0], *mask.shape[1:]))
             mask = mx.concatenate([mask, seen], axis=-1)
+            if state is not None:
+                keys = mx.depends(keys, state.unread())
         o = sink_attention(q, keys, mask, self.attn_sink, self.dim**-0.5)
         if state is not None:
-            state.offset = start + tokens
+            state.advance(call)
         return self.output(o, positions)
 
-    def _window_part(self, kv: mx.array, start: int, state: LayerCache | None) -> tuple[mx.array, mx.array]:
-        """Window keys [B, K, d] and their mask [1, S, K]: position p sees p - W + 1 ... p (spec 6.4)."""
-        tokens = kv.shape[1]
-        keys, first = kv, start
-        if state is not None:
-            if tokens == 1:  # the ring as it lies; only slots not yet written are hidden
-                ring = state.ring.write(kv, start)
-                return ring, (mx.arange(self.window) <= start)[None, None]
-            past = state.ring.before(kv, start)
-            state.ring.write(kv, start)
-            keys, first = mx.concatenate([past, kv], axis=1), start - past.shape[1]
-        key_at = mx.arange(first, start + tokens)
-        query_at = mx.arange(start, start + tokens)[:, None]
-        return keys, ((key_at <= query_at) & (key_at > query_at - self.window))[None]
+    def _window_part(self, kv: mx.array, call: Call, state: LayerCache | None) -> tuple[mx.array, mx.array]:
+        """Window keys [B, K, d] and their mask [1 or B, S, K]: position p sees p - W + 1 ... p (spec 6.4)."""
+        if state is None:
+            return kv, call.once(("window", self.window), lambda: self._window_mask(call, 0, state))
+        if call.tokens == 1:
+            ring = state.ring.write(kv, call)
+            return ring, call.once(("ring", self.window), lambda: self._ring_mask(call, state))
+        count = min(max(call.starts), self.window - 1)
+        past = state.ring.before(count, call) if count else kv[:, :0]
+        state.ring.write(kv, call)
+        mask = call.once(("window", self.window), lambda: self._window_mask(call, count, state))
+        return mx.concatenate([past, kv], axis=1), mask
 
-    def _compressed_part(self, x, qr, start: int, state: LayerCache | None) -> tuple[mx.array, mx.array]:
-        """Compressed keys, mask [B or 1, S, rows] (spec 6.4); one token gathers rows, many mask the pool."""
-        pool = self.compressor(x, start, self._frequencies, state and state.compressed)
-        total, tokens = pool.shape[1], x.shape[1]
+    def _window_mask(self, call: Call, count: int, state: LayerCache | None) -> mx.array:
+        """For keys of ``count`` positions ahead of the call and of the call itself: [1 or B, S, count + S]."""
+        query_at = call.positions[..., None]
+        key_at = call.positions[..., None, :1] + mx.arange(-count, call.tokens)
+        mask = (key_at <= query_at) & (key_at > query_at - self.window) & (key_at >= 0)
+        return mask if mask.ndim == 3 else mask[None]
+
+    def _ring_mask(self, call: Call, state: LayerCache) -> mx.array:
+        """For one token and the ring as it lies, [1 or B, 1, slots]: which slots hold its window's positions."""
+        query_at = call.positions[..., None]
+        age = (query_at - mx.arange(state.ring.size)) % state.ring.size
+        mask = (age < self.window) & (age <= query_at)
+        return mask if mask.ndim == 3 else mask[None]
+
+    def _compressed_part(self, x, qr, call: Call, state: LayerCache | None) -> tuple[mx.array, mx.array]:
+        """Compressed keys, mask [1 or B, S, rows] (spec 6.4); one token gathers rows, many mask the pool."""
+        pool = self.compressor(x, call, self._frequencies, state and state.compressed)
+        total = pool.shape[1]
         if self.ratio != OVERLAP_RATIO:
-            visible = mx.arange(start + 1, start + tokens + 1) // self.ratio
-            return pool, (mx.arange(total) < visible[:, None])[None]
-        chosen = self.indexer(x, qr, start, self._frequencies, state and state.indexed)
-        if tokens == 1:
+            return pool, call.once(("rows", self.ratio), lambda: self._rows_mask(call, total, state))
+        chosen = self.indexer(x, qr, call, self._frequencies, state and state.indexed)
+        if call.tokens == 1:
             picked = mx.take_along_axis(pool, mx.maximum(chosen, 0).swapaxes(1, 2), axis=1)
             return picked, chosen >= 0
         mask = mx.zeros((*chosen.shape[:2], total + 1), dtype=mx.bool_)
         # "None" (-1) lands in one column too many, which is cut off.
         mask = mx.put_along_axis(mask, mx.where(chosen < 0, total, chosen), mx.array(True), axis=-1)
         return pool, mask[..., :total]
+
+    def _rows_mask(self, call: Call, total: int, state: LayerCache | None) -> mx.array:
+        """[1 or B, S, total]: a row is seen from its block's last token on."""
+        visible = (call.positions + 1) // self.ratio
+        mask = mx.arange(total) < visible[..., None]
+        return mask if mask.ndim == 3 else mask[None]

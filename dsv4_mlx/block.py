@@ -9,6 +9,7 @@ from .config import ModelArgs
 from .experts import MoE
 from .hyper_connection import HyperConnection
 from .norm import RMSNorm
+from .positions import Call
 
 
 class Block(nn.Module):
@@ -23,7 +24,9 @@ class Block(nn.Module):
         self.attn = Attention(config, config.compress_ratios[index])
         self.ffn = MoE(config, hashed=index < config.num_hash_layers)
 
-    def __call__(self, streams: mx.array, ids: mx.array, start: int = 0, state: LayerCache | None = None) -> mx.array:
+    def __call__(
+        self, streams: mx.array, ids: mx.array, start: int | Call = 0, state: LayerCache | None = None
+    ) -> mx.array:
         """streams [B, S, n, D] and ids [B, S] at positions ``start``... -> streams [B, S, n, D]."""
         x, post, comb = self.hc_attn.pre(streams)
         streams = self.hc_attn.post(self.attn(self.attn_norm(x), start, state), streams, post, comb)

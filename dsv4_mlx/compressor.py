@@ -4,9 +4,10 @@ import mlx.core as mx
 import mlx.nn as nn
 
 from . import norm, rope
-from .cache import Pool
 from .config import OVERLAP_RATIO, ModelArgs
 from .norm import RMSNorm
+from .pool import Pool
+from .positions import Call
 from .quantization import Linear
 
 
@@ -59,23 +60,23 @@ class Compressor(nn.Module):
         gate = mx.concatenate([last_gate, gate[..., self.dim :]], axis=2)
         return kv, gate
 
-    def finish(self, rows: mx.array, first: int, frequencies: mx.array, dtype: mx.Dtype) -> mx.array:
+    def finish(self, rows: mx.array, first: int | mx.array, frequencies: mx.array, dtype: mx.Dtype) -> mx.array:
         """Pooled rows -> keys: round, norm, rotate by each block's first position, quantise (spec 7).
 
-        ``first`` is the index of rows[:, 0].
+        ``first`` is the index of rows[:, 0], [B, 1] where sequences differ.
         """
-        positions = self.ratio * mx.arange(first, first + rows.shape[1])
+        positions = self.ratio * (first + mx.arange(rows.shape[1]))
         rows = rope.rotate(self.norm(rows.astype(dtype)), positions, frequencies)
         return self.quant(rows)
 
-    def __call__(self, x: mx.array, start: int, frequencies: mx.array, state: Pool | None = None) -> mx.array:
+    def __call__(self, x: mx.array, start: int | Call, frequencies: mx.array, state: Pool | None = None) -> mx.array:
         """Tokens x [B, S, D] at positions ``start``... -> all rows so far [B, R, dim] (spec 7.1)."""
         kv, gate = self.project(x)
         if state is None:
             return self.finish(self.pool(kv, gate), 0, frequencies, x.dtype)
-        before = state.before
-        first = start // self.ratio
-        kv, gate = state.push(kv, gate, start)
-        if kv.shape[1]:
-            state.append(self.finish(self.pool(kv, gate, before), first, frequencies, x.dtype))
-        return state.rows(x, self.dim)
+        call = Call.of(start, x)
+        blocks = state.push(kv, gate, call)
+        if blocks is not None:
+            rows = self.pool(blocks.kv, blocks.gate, blocks.before)
+            state.write(self.finish(rows, blocks.first, frequencies, x.dtype), call)
+        return state.rows(call, x, self.dim)

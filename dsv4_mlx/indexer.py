@@ -4,9 +4,10 @@ import mlx.core as mx
 import mlx.nn as nn
 
 from . import norm, rope
-from .cache import Pool
 from .compressor import Compressor
 from .config import OVERLAP_RATIO, ModelArgs
+from .pool import Pool
+from .positions import Call
 from .quantization import IndexQuant, Linear
 
 
@@ -50,10 +51,11 @@ class Indexer(nn.Module):
         return mx.where(rows < visible[..., None], rows, -1)
 
     def __call__(
-        self, x: mx.array, qr: mx.array, start: int, frequencies: mx.array, state: Pool | None = None
+        self, x: mx.array, qr: mx.array, start: int | Call, frequencies: mx.array, state: Pool | None = None
     ) -> mx.array:
         """x [B, S, D], qr [B, S, Rq] at positions ``start``... -> selected rows [B, S, k], -1 for none."""
-        positions = mx.arange(start, start + x.shape[1])
-        keys = self.compressor(x, start, frequencies, state)
+        call = Call.of(start, x)
+        positions = call.positions
+        keys = self.compressor(x, call, frequencies, state)
         q = self.queries(qr, positions, frequencies)
         return self.select(self.scores(x, q, keys), (positions + 1) // OVERLAP_RATIO)

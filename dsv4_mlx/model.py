@@ -5,13 +5,15 @@ from collections.abc import Callable
 import mlx.core as mx
 import mlx.nn as nn
 
-from . import checkpoint, norm
+from . import checkpoint, norm, padding
 from .block import Block
 from .cache import LayerCache
 from .config import ModelArgs
+from .errors import UsageError
 from .hyper_connection import HyperHead
 from .mtp import MTPBlock
 from .norm import RMSNorm
+from .positions import Call
 from .quantization import Linear
 
 
@@ -32,23 +34,26 @@ class Model(nn.Module):
         self.head = Linear(args.hidden_size, args.vocab_size, args)
         self.mtp = [MTPBlock(args, depth) for depth in range(args.num_nextn_predict_layers)]
 
-    def streams(self, ids: mx.array, cache: list[LayerCache] | None = None) -> mx.array:
+    def streams(self, ids: mx.array, cache: list[LayerCache] | None = None, mask: mx.array | None = None) -> mx.array:
         """Token ids [B, S] -> the final streams [B, S, n, D], before hc_head."""
+        call, states = self._call(self.layers, ids, cache, mask)
+        ids = call.inward(ids)
         x = self.embed(ids)
         streams = mx.repeat(x[:, :, None], self.args.hc_mult, axis=2)
-        states = cache if cache is not None else [None] * len(self.layers)
-        start = cache[0].offset if cache is not None else 0
         for layer, state in zip(self.layers, states, strict=True):
-            streams = layer(streams, ids, start, state)
-        return streams
+            streams = layer(streams, ids, call, state)
+        return call.outward(streams)
 
     def logits(self, streams: mx.array) -> mx.array:
         """Final streams [B, S, n, D] -> float32 logits of every position [B, S, V]."""
         return self.head(norm.wide(self.norm(self.hc_head(streams))))
 
-    def __call__(self, ids: mx.array, cache: list[LayerCache] | None = None) -> mx.array:
-        """Token ids [B, S] -> logits [B, S, V]; with a cache they continue what it holds."""
-        return self.logits(self.streams(ids, cache))
+    def __call__(self, ids: mx.array, cache: list[LayerCache] | None = None, mask: mx.array | None = None) -> mx.array:
+        """Token ids [B, S] -> logits [B, S, V]; with a cache they continue what it holds.
+
+        ``mask`` may mark padding at either end, see ``padding.from_mask``; what comes out for it means nothing.
+        """
+        return self.logits(self.streams(ids, cache, mask))
 
     def mtp_logits(
         self, streams: mx.array, next_ids: mx.array, cache: list[LayerCache] | None = None, depth: int = 0
@@ -58,17 +63,48 @@ class Model(nn.Module):
         ``cache`` comes from ``make_mtp_cache``.
         """
         block = self.mtp[depth]
-        state = cache[depth] if cache is not None else None
-        streams = block(streams, next_ids, self.embed, state.offset if state is not None else 0, state)
-        return self.head(norm.wide(block.hidden(streams)))
+        call, (state,) = self._call([block], next_ids, None if cache is None else cache[depth : depth + 1])
+        streams = block(call.inward(streams), call.inward(next_ids), self.embed, call, state)
+        return self.head(norm.wide(block.hidden(call.outward(streams))))
+
+    def _call(
+        self,
+        blocks: list[Block],
+        ids: mx.array,
+        cache: list[LayerCache] | None,
+        mask: mx.array | None = None,
+    ) -> tuple[Call, list[LayerCache | None]]:
+        """Where the tokens go, and each block's state. Raises UsageError, and then nothing has changed."""
+        if ids.ndim != 2:
+            raise UsageError(f"Token ids have the shape {list(ids.shape)}; give [batch, tokens].")
+        batch, tokens = ids.shape
+        if ids.size == 0:
+            raise UsageError("The prompt is empty; give at least one token.")
+        if cache is not None:
+            _check_cache(blocks, cache)
+        seen = [row.offset for row in cache[0].call(batch, tokens).rows] if cache is not None else [0] * batch
+        # A token that the model itself has chosen is not known yet when its call is built: to look would be to wait.
+        if tokens > 1 or not any(seen):
+            self._check_ids(ids)
+        padded = padding.from_mask(mask, tokens, seen)
+        if cache is None and padded is None:
+            return Call.of(0, ids), [None] * len(blocks)
+        states = cache if cache is not None else _caches(blocks)
+        return states[0].call(batch, tokens, padded), states
+
+    def _check_ids(self, ids: mx.array):
+        low, high = ids.min().item(), ids.max().item()
+        if low < 0 or high >= self.args.vocab_size:
+            wrong = low if low < 0 else high
+            raise UsageError(f"Token id {wrong} is outside the vocabulary of {self.args.vocab_size}.")
 
     def make_cache(self) -> list[LayerCache]:
         """One empty cache a backbone layer."""
-        return [LayerCache(layer.attn.window, layer.attn.ratio) for layer in self.layers]
+        return _caches(self.layers)
 
     def make_mtp_cache(self) -> list[LayerCache]:
         """One empty cache an MTP block."""
-        return [LayerCache(block.attn.window, block.attn.ratio) for block in self.mtp]
+        return _caches(self.mtp)
 
     def sanitize(self, weights: dict[str, mx.array]) -> dict[str, mx.array]:
         """Tensors of a checkpoint -> parameters of this model; see ``checkpoint.sanitize``.
@@ -88,3 +124,25 @@ class Model(nn.Module):
     def cast_predicate(self) -> Callable[[str], bool]:
         """Whether the parameter of a path may leave float32 (spec 2): mlx-lm asks before it casts."""
         return checkpoint.may_cast
+
+
+def _caches(blocks: list[Block]) -> list[LayerCache]:
+    """An empty cache a block; all of them grant the same rewinds."""
+    caches = [LayerCache(block.attn.window, block.attn.ratio) for block in blocks]
+    held = min((cache.held for cache in caches), default=0)
+    for cache in caches:
+        cache.held = held
+    return caches
+
+
+def _check_cache(blocks: list[Block], cache: list[LayerCache]):
+    """Raise UsageError unless the cache can belong to these blocks."""
+    if len(cache) != len(blocks):
+        raise UsageError(f"The cache has {len(cache)} entries for {len(blocks)} layers; take it from make_cache().")
+    for index, (block, state) in enumerate(zip(blocks, cache, strict=True)):
+        if not isinstance(state, LayerCache):
+            raise UsageError(f"Entry {index} of the cache is a {type(state).__name__}; take it from make_cache().")
+        if not state.fits(block.attn.window, block.attn.ratio, block.attn.dim):
+            raise UsageError(f"Entry {index} of the cache belongs to a layer of another model; make a new cache.")
+        if state.rows != cache[0].rows:
+            raise UsageError(f"Entries 0 and {index} of the cache are at different tokens; make a new cache.")

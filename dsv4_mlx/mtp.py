@@ -9,6 +9,7 @@ from .cache import LayerCache
 from .config import ModelArgs
 from .hyper_connection import HyperHead
 from .norm import RMSNorm
+from .positions import Call
 from .quantization import Linear
 
 
@@ -30,7 +31,7 @@ class MTPBlock(Block):
         streams: mx.array,
         next_ids: mx.array,
         embed: Callable[[mx.array], mx.array],
-        start: int = 0,
+        start: int | Call = 0,
         state: LayerCache | None = None,
     ) -> mx.array:
         """streams [B, S, n, D] before hc_head and the id after each token [B, S] -> streams [B, S, n, D]."""

@@ -12,6 +12,7 @@ from torch import Tensor
 import dsv4_mlx.cache
 import dsv4_mlx.config
 import dsv4_mlx.model
+import dsv4_mlx.pool
 import dsv4_mlx.quantization
 import dsv4_mlx.rope
 import reference_torch
@@ -132,13 +133,13 @@ class MLXSide:
         return dsv4_mlx.rope.inverse_frequencies(self.config, ratio)
 
     def compressor_state(self, ratio: int):
-        return dsv4_mlx.cache.Pool(ratio, overlap=ratio == 4)
+        return dsv4_mlx.pool.Pool(ratio, overlap=ratio == 4)
 
     def attention_state(self, ratio: int):
         return dsv4_mlx.cache.LayerCache(self.config.sliding_window, ratio)
 
     def indexer_state(self, ratio: int):
-        return dsv4_mlx.cache.Pool(ratio, overlap=True)
+        return dsv4_mlx.pool.Pool(ratio, overlap=True)
 
     def model_state(self):
         return self.model.make_cache()

@@ -183,13 +183,13 @@ def test_what_needs_the_absence_of_a_cache_is_invisible_with_one(defect):
 
 
 def test_rows_by_blocks_are_chosen_alike():
-    """Keys of 1,160 rows are put into the states, so that four tokens suffice."""
+    """Keys of 1,160 rows are put into the states, so that three tokens suffice."""
     raw = config((4,), index_topk=200)
     tensors = checkpoint_tensors(raw, 0, "float32")
     random = torch.Generator().manual_seed(0)
     start, dim = 4640, raw["index_head_dim"]
     keys = torch.randn(1, start // 4, dim, generator=random)
-    x, qr = (torch.randn(1, 4, raw[size], generator=random) for size in ("hidden_size", "q_lora_rank"))
+    x, qr = (torch.randn(1, 3, raw[size], generator=random) for size in ("hidden_size", "q_lora_rank"))
 
     @torch.no_grad()
     def chosen(kind, dtype, defects):
@@ -199,7 +199,7 @@ def test_rows_by_blocks_are_chosen_alike():
             if kind is TorchSide:
                 state.rows = side.array(keys)
             else:
-                state.append(side.array(keys))
+                state.store = side.array(keys)
             indexer = side.model.layers[0].attn.indexer
             picks = indexer(side.array(x), side.array(qr), start, side.frequencies(4), state)
         return [{*row.tolist()} for row in side.tensor(picks)[0]]

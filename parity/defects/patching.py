@@ -102,4 +102,18 @@ def _functions(namespace: dict, module: str) -> dict[str, FunctionType]:
     own = [value for value in namespace.values() if getattr(value, "__module__", "") == module]
     classes = [value for value in own if isinstance(value, type)]
     found = [value for scope in (own, *(vars(kind).values() for kind in classes)) for value in scope]
-    return {value.__qualname__: value for value in found if isinstance(value, FunctionType)}
+    return {name: function for value in found for name, function in _inside(value)}
+
+
+def _inside(value: object) -> Iterator[tuple[str, FunctionType]]:
+    """A function, or those of a property or a class method, under a name of their own."""
+    parts = {"": value}
+    if isinstance(value, property):
+        parts = {"": value.fget, ".setter": value.fset}
+    elif isinstance(value, classmethod | staticmethod):
+        parts = {"": value.__func__}
+    elif isinstance(value, functools.cached_property):
+        parts = {"": value.func}
+    for suffix, function in parts.items():
+        if isinstance(function, FunctionType):
+            yield function.__qualname__ + suffix, function
