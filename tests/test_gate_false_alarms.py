@@ -1,8 +1,8 @@
 """The gate finds nothing in five correct ways to write or to run dsv4_mlx, and something once they are wrong.
 
 An example is a cell, probe x schedule x seed x variant, of which something was judged and in which the variant's logits
-differ from those of dsv4_mlx as it is. Examples of one probe are not independent: many schedules give the same bits,
-and the table of the slow test, which shows with -s, counts the distinct ones too.
+differ from those of dsv4_mlx as it is. Examples of one probe are not independent: many schedules give the same bits.
+The table of the slow test, which shows with -s, counts the distinct ones too.
 Run: pytest tests/test_gate_false_alarms.py; 10,000 examples, a quarter of an hour: pytest -m slow -s
 tests/test_gate_false_alarms.py
 """
