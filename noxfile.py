@@ -1,9 +1,11 @@
 """The project's commands: `nox -l` lists them, `nox -s NAME -- ARGUMENT...` runs one."""
 
+import re
 import tempfile
 from pathlib import Path
 
 import nox
+from nox.command import CommandFailed
 from packaging.requirements import Requirement
 
 nox.needs_version = ">=2025.5.1"
@@ -13,8 +15,9 @@ nox.options.reuse_existing_virtualenvs = True
 nox.options.sessions = ["parity"]
 
 PYPROJECT = nox.project.load_toml("pyproject.toml")
-# A new minor release of ruff may format differently.
-RUFF = "ruff>=0.17,<0.18"
+# The versions that everything here is tested with, as pip's constraints; `nox -s lock` writes it.
+LOCK = Path("constraints.txt")
+TOOLS = ["hatchling", "editables", "nox", "ruff"]
 
 # mlx-vlm: the first release with DeepSeek-V4 that runs on a supported mlx, and some since. transformers: the first with
 # DeepSeek-V4, the one after it, and the first sound one.
@@ -31,8 +34,14 @@ shared_bin: Path
 def environment(session: nox.Session) -> None:
     """Install the project and its dependencies once, for every session that computes."""
     global shared_bin
-    session.install("--editable", ".[test]")
+    locked(session, *TOOLS)
+    locked(session, "--no-build-isolation", "--editable", ".[test]")
     shared_bin = Path(session.bin)
+
+
+def locked(session: nox.Session, *what: str) -> None:
+    """Install in the versions of the lock: what was tested is what a fresh clone gets."""
+    session.install("--constraint", str(LOCK), *what)
 
 
 def run_shared(session: nox.Session, program: str, *arguments: str, env: dict[str, str] | None = None) -> None:
@@ -84,7 +93,7 @@ def defects(session: nox.Session) -> None:
 @nox.parametrize("release", RELEASES)
 def released(session: nox.Session, release: str) -> None:
     """Judge a released port, in an environment of its own, and write the table of all of them into the docs."""
-    session.install(".", release)
+    session.install(".", release)  # not from the lock: the release says what it runs with
     folder = Path("docs", "released")
     folder.mkdir(exist_ok=True)
     report = folder / f"{release.replace('==', '-')}.json"
@@ -102,7 +111,7 @@ def bench(session: nox.Session) -> None:
 @nox.session
 def lint(session: nox.Session) -> None:
     """Check style and formatting (ruff)."""
-    session.install(RUFF)
+    locked(session, "ruff")
     session.run("ruff", "check", *session.posargs)
     session.run("ruff", "format", "--check", *session.posargs)
 
@@ -112,7 +121,8 @@ def wheel(session: nox.Session) -> None:
     """Build the wheel, look at what lands in site-packages, and run it far from the checkout."""
     with tempfile.TemporaryDirectory() as folder:
         site = Path(folder, "site")
-        run_shared(session, "pip", "wheel", "--quiet", "--no-deps", "--wheel-dir", folder, ".")
+        options = ("--quiet", "--no-deps", "--no-build-isolation", "--wheel-dir", folder)
+        run_shared(session, "pip", "wheel", *options, ".")
         (built,) = Path(folder).glob("*.whl")
         run_shared(session, "pip", "install", "--quiet", "--no-deps", "--target", str(site), str(built))
         packages = {path.name for path in site.iterdir() if not path.name.endswith(".dist-info")} - {"bin"}
@@ -122,6 +132,47 @@ def wheel(session: nox.Session) -> None:
         with session.chdir(folder):
             program = str(site / "bin" / "parity")
             session.run(program, "golden", str(case), env={"PYTHONPATH": str(site)}, external=True)
+
+
+@nox.session
+def lock(session: nox.Session) -> None:
+    """Write constraints.txt: the newest versions that the ranges admit, those of what they need included."""
+    newest_versions(session)
+    lines = [f"{name}=={version}" for name, version in sorted(installed(session).items())]
+    # What torch brings along for one kind of GPU is no part of it, so that a machine may have a build for the CPU.
+    lines = [line for line in lines if not line.startswith(("nvidia-", "cuda-", "triton"))]
+    LOCK.write_text("# Written by `nox -s lock`; used by every session.\n" + "\n".join(lines) + "\n")
+    session.log(f"{len(lines)} versions in {LOCK}; now: nox -s tests")
+
+
+@nox.session
+def newest(session: nox.Session) -> None:
+    """Run the tests on the newest versions that the ranges admit; warnings inside of libraries are failures there."""
+    newest_versions(session)
+    locked_versions = dict(line.split("==") for line in LOCK.read_text().splitlines() if "==" in line)
+    moved = [
+        f"{name} {locked_versions[name]} -> {version}"
+        for name, version in installed(session).items()
+        if locked_versions.get(name, version) != version
+    ]
+    said = f"moved since the lock: {', '.join(moved) or 'nothing'}"
+    session.log(said)
+    try:
+        session.run("pytest", "-W", "error", *session.posargs)
+    except CommandFailed:
+        session.error(f"The tests are red on the newest versions; {said}")
+
+
+def newest_versions(session: nox.Session) -> None:
+    """Install the project and its tools in the newest versions that the ranges admit."""
+    session.install("--upgrade", "--upgrade-strategy", "eager", *TOOLS, "--editable", ".[test]")
+
+
+def installed(session: nox.Session) -> dict[str, str]:
+    """Of the session's environment: the version of each package, without the mark of a build (2.13.0, not +cpu)."""
+    listed = session.run("pip", "list", "--format=freeze", "--exclude-editable", silent=True)
+    found = dict(re.findall(r"^([\w.-]+)==([^\s+]+)", listed, re.MULTILINE))
+    return {name.lower().replace("_", "-"): version for name, version in found.items() if name != "pip"}
 
 
 @nox.session

@@ -48,8 +48,10 @@ FEEDING = {
 feed = lambda x: model(mx.array(x), cache=cache)""",
     "mtp": """cache, later = (model.make_cache(), model.make_mtp_cache()) if case["cached"] else (None, None)
 feed = lambda x: model.mtp_logits(model.streams(mx.array(x[:, :-1]), cache), mx.array(x[:, 1:]), later)""",
-    "hf": """cache = transformers.DynamicCache(config=model.config) if case["cached"] else None
-feed = lambda x: model(torch.from_numpy(x).long(), past_key_values=cache, use_cache=case["cached"])""",
+    "hf": """import inspect
+name = "cache" if "cache" in inspect.signature(model.forward).parameters else "past_key_values"
+cache = transformers.DynamicCache(config=model.config) if case["cached"] else None
+feed = lambda x: model(torch.from_numpy(x).long(), **{name: cache}, use_cache=case["cached"])""",
 }
 READING = {
     "mlx": "np.array(getattr(y, 'logits', y).astype(mx.float32))",
@@ -82,7 +84,7 @@ print(f"limit: {{case['limit']:.2e}} (what rounding explains)")
 def write(candidate: Candidate, engine: Engine, family: Family, cell: Cell, folder: Path) -> Path:
     """Shrink the case of a red cell and write it. Raises BadInput where the folder cannot be written."""
     calls = family.probe.calls_of(cell.schedule)
-    with tempfile.TemporaryDirectory(prefix="parity-") as scratch:
+    with tempfile.TemporaryDirectory(prefix="parity-", ignore_cleanup_errors=True) as scratch:
         engine.load(family.write(Path(scratch, "checkpoint")))
         family, calls, cell, got = shrunk(engine, family, calls, cell)
     temporary = folder.with_name(f".{folder.name}.{os.getpid()}")

@@ -48,7 +48,7 @@ def judge(
     report.environment = check_environment() if environment is None else environment
     required = "".join(f" --require {what}" for what in require)
     report.reproduce = f"parity gate {target} --profile {profile} --seed {seed}{required}"
-    with tempfile.TemporaryDirectory(prefix="parity-") as scratch:
+    with tempfile.TemporaryDirectory(prefix="parity-", ignore_cleanup_errors=True) as scratch:
         started = time.monotonic()
         progress(f"starting {target}")
         try:

@@ -77,7 +77,11 @@ def add_parsers(commands, raw: type[argparse.HelpFormatter]) -> list[argparse.Ar
         help="fail if this schedule or mechanism is not offered, e.g. oneshot, batch, mtp; may be given again",
     )
     gate.add_argument(
-        "--timeout", type=_positive, default=60.0, metavar="S", help="seconds that one call may take (default 60)"
+        "--timeout",
+        type=_positive,
+        default=60.0,
+        metavar="S",
+        help="seconds of processor time that one call may take (default 60); four times as many on the clock",
     )
     gate.add_argument(
         "--memory", type=_positive, default=8.0, metavar="GB", help="memory that the candidate may take (default 8)"

@@ -30,7 +30,7 @@ from pathlib import Path
 
 import numpy as np
 
-from . import memory as memory_of
+from . import usage
 from .adapters import Target
 from .adapters.problems import (
     AteMemory,
@@ -57,16 +57,21 @@ __all__ = [
 
 GIB = 1 << 30
 LONGEST_ANSWER = 1 << 20  # bytes
+WAITING = 4
 SLACK = 64 << 20  # bytes that a file of logits may have beyond what was asked: a wrong shape is judged, not refused
 MOST_TAPS = 100_000
 SECRET = re.compile(r"TOKEN|SECRET|PASSWORD|CREDENTIAL|_KEY$", re.IGNORECASE)
 NO_MEMORY = re.compile(r"bad_alloc|unable to allocate|can't allocate memory|maximum allowed buffer size", re.IGNORECASE)
 ADDRESS = re.compile(r"\b0x[0-9a-f]{6,}\b")
+FOLDER_GONE = "The candidate took away the folder that its process works in."
 UNREADABLE = "The candidate's process answered nothing that can be read {doing}."
 
 
 class Process:
-    """Runs one candidate; `scratch` is a folder that the caller owns, `timeout` is seconds a request, `memory` GiB.
+    """Runs one candidate; `scratch` is a folder that the caller owns, `memory` is GiB.
+
+    `timeout` is how many seconds of processor time a request may take: it does not matter what else the machine does.
+    A candidate that waits instead of computing is ended after `WAITING` times as many seconds on the clock.
 
     `facts` are what the port told at its start: kind, class, file, line, versions, mtp, taps. `dtype` is that of the
     last logits before they became float32.
@@ -77,7 +82,7 @@ class Process:
         self.facts: dict[str, object] = {}
         self.dtype = ""
         self.home = Path(tempfile.mkdtemp(prefix="candidate-", dir=scratch))
-        self.work = self.home / "work"  # the only folder that the candidate may change
+        self.work = self.home / "work"  # the only folder that the candidate may change, or take away: one a process
         self.given = self.home / "given"
         self.numbers = itertools.count()
         self.child: subprocess.Popen | None = None
@@ -85,7 +90,6 @@ class Process:
         self.vocabulary = 0
 
     def __enter__(self) -> Process:
-        self.work.mkdir()
         self.given.mkdir()
         self._start()
         return self
@@ -98,8 +102,14 @@ class Process:
         self.folder, self.vocabulary = None, 0
         if self.child is None:
             self._start()
-        copy = Path(tempfile.mkdtemp(prefix="checkpoint-", dir=self.work))
-        shutil.copytree(folder, copy, dirs_exist_ok=True)
+        name = f"checkpoint-{next(self.numbers)}"
+        copy = shutil.copytree(folder, self.home / name)
+        try:
+            copy = copy.rename(self.work / name)
+        except OSError as error:
+            shutil.rmtree(copy, ignore_errors=True)
+            self._end()
+            raise Died(FOLDER_GONE) from error
         try:
             self._ask({"do": "load", "folder": str(copy)}, "while loading the checkpoint")
         finally:
@@ -128,7 +138,7 @@ class Process:
                 {"path": str(one["path"]), "kind": str(one["class"]), "array": self._array(out / one["file"], SLACK)}
                 for one in index[:MOST_TAPS]
             ]
-        except (ValueError, TypeError, KeyError) as error:
+        except (ValueError, TypeError, KeyError, RecursionError) as error:
             raise self._unreadable("while its modules were recorded") from error
         finally:
             shutil.rmtree(out, ignore_errors=True)
@@ -152,6 +162,7 @@ class Process:
     # --- the process ---------------------------------------------------------------------------------------------
 
     def _start(self) -> None:
+        self.work = Path(tempfile.mkdtemp(prefix="work-", dir=self.home))
         package = str(Path(__file__).resolve().parents[1])
         # -P: the folder that it works in must not provide modules. The package may be importable only from here.
         code = f"import sys; {package!r} in sys.path or sys.path.insert(0, {package!r}); "
@@ -219,7 +230,7 @@ class Process:
         child, self.child = self.child, None
         if child is None:
             return
-        for pid in memory_of.family(child.pid)[1:]:
+        for pid in usage.family(child.pid)[1:]:
             with contextlib.suppress(OSError):
                 os.kill(pid, signal.SIGKILL)
         with contextlib.suppress(OSError):
@@ -251,9 +262,11 @@ class Process:
 
     def _line(self, doing: str) -> bytes:
         """The next line of the pipe, while time and memory are watched."""
-        deadline, line = time.monotonic() + self.timeout, b""
+        child = self.child.pid
+        deadline, line = time.monotonic() + WAITING * self.timeout, b""
+        allowed = usage.processor_time(child) + self.timeout
         while not line.endswith(b"\n"):
-            ready, _, _ = select.select([self.answers], [], [], memory_of.POLL)
+            ready, _, _ = select.select([self.answers], [], [], usage.POLL)
             if ready:
                 piece = os.read(self.answers, 1 << 16)
                 line += piece
@@ -261,12 +274,17 @@ class Process:
                     raise Died(f"The candidate {self._last_words()} {doing}.")
                 if len(line) > LONGEST_ANSWER:
                     raise self._unreadable(doing)
-            elif memory_of.resident(self.child.pid) > self.memory:
+            if time.monotonic() > deadline:  # first: an answer may come drop by drop
+                self._end()
+                raise Hung(f"The candidate gave no answer for {WAITING * self.timeout:g} s {doing}.")
+            if ready:
+                continue
+            if usage.resident(child) > self.memory:
                 self._end()
                 raise self._ate_memory(doing)
-            elif time.monotonic() > deadline:
+            if usage.processor_time(child) > allowed:
                 self._end()
-                raise Hung(f"The candidate took longer than the limit of {self.timeout:g} s {doing}.")
+                raise Hung(f"The candidate computed for longer than the limit of {self.timeout:g} s {doing}.")
         return line
 
     def _last_words(self) -> str:
@@ -333,14 +351,17 @@ class Process:
 
     def _bytes(self, path: Path, most: int) -> bytes:
         """A plain file of the candidate's folder: no link, no pipe, not larger than asked for."""
-        if not path.resolve().is_relative_to(self.work.resolve()):
-            raise ValueError("outside the candidate's folder")
         try:
+            if not path.resolve().is_relative_to(self.work.resolve()):
+                raise ValueError("outside the candidate's folder")
             descriptor = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK)
-        except OSError as error:
+            try:
+                found = os.fstat(descriptor)
+                if not stat.S_ISREG(found.st_mode) or found.st_size > most:
+                    raise ValueError("no plain file of the size that was asked for")
+                with open(descriptor, "rb", closefd=False) as file:
+                    return file.read(most)
+            finally:
+                os.close(descriptor)
+        except (OSError, RuntimeError) as error:  # no file, a folder, links in a circle
             raise ValueError("no file") from error
-        with os.fdopen(descriptor, "rb") as file:
-            found = os.fstat(descriptor)
-            if not stat.S_ISREG(found.st_mode) or found.st_size > most:
-                raise ValueError("no plain file of the size that was asked for")
-            return file.read()

@@ -95,7 +95,7 @@ def load(folder: Path) -> Recording:
         raise BadInput(f"{folder}: {error}" if str(folder) not in str(error) else str(error)) from error
     recording = Recording(
         name=folder.resolve().name,
-        raw=json.loads((folder / "config.json").read_text(encoding="utf-8")),
+        raw=_json(folder / "config.json"),
         config=config,
         options=options,
         tensors=tensors,
@@ -107,14 +107,18 @@ def load(folder: Path) -> Recording:
     return recording
 
 
-def _case(folder: Path) -> dict:
-    path = folder / "case.json"
+def _json(path: Path):
     try:
-        meta = json.loads(path.read_text(encoding="utf-8"))
+        return json.loads(path.read_text(encoding="utf-8"))
     except OSError as error:
         raise BadInput(f"{path} cannot be read ({error.strerror}); a recorded case needs it.") from error
     except (ValueError, RecursionError) as error:
         raise BadInput(f"{path} is not valid JSON: {error}.") from error
+
+
+def _case(folder: Path) -> dict:
+    path = folder / "case.json"
+    meta = _json(path)
     options = meta.get("options") if isinstance(meta, dict) else None
     if not isinstance(options, dict) or set(options) != {"shared_expert_clamp", "quantization_simulation"}:
         raise BadInput(f"{path} needs 'options' with exactly shared_expert_clamp and quantization_simulation.")

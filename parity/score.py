@@ -174,7 +174,7 @@ def judged(name: str, profile: str, seed: int) -> DefectResult:
     result.reason = defect.mlx_reason or defect.reference_reason or defect.outside
     if result.reason:
         return result
-    with tempfile.TemporaryDirectory(prefix="parity-") as scratch:
+    with tempfile.TemporaryDirectory(prefix="parity-", ignore_cleanup_errors=True) as scratch:
         diagnoser = judged_until_named(Patched([defect]), profile, seed, Path(scratch))
     red = [cell for cell in diagnoser.matrix.cells if cell.verdict in (Verdict.DIVERGES, Verdict.CRASHED)]
     if not red:

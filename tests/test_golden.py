@@ -229,6 +229,25 @@ def test_damaged_case(copy, text, sentence):
     assert sentence in str(caught.value)
 
 
+@pytest.mark.parametrize("vanishing", ["case.json", "config.json", "model.safetensors", "vectors.safetensors"])
+def test_a_file_may_vanish_while_the_case_is_read(copy, monkeypatch, vanishing):
+    folder = copy("flash_short_exact")
+    original = parity.recordings.read_folder
+
+    def last_look(path):
+        found = original(path)
+        (folder / vanishing).unlink()
+        return found
+
+    monkeypatch.setattr(parity.recordings, "read_folder", last_look)
+    if vanishing in ("case.json", "model.safetensors"):  # read before
+        assert load(folder).name == "flash_short_exact"
+        return
+    with pytest.raises(BadInput) as caught:
+        load(folder)
+    assert f"{vanishing} cannot be read" in str(caught.value)
+
+
 def test_every_recorded_vector_is_compared():
     """No tap passes because nobody looked: each name in the file is among the comparisons of each implementation."""
     for name in ("flash_exact", "mtp_exact"):

@@ -4,8 +4,9 @@ Run: pytest tests/test_process.py
 """
 
 import os
+import shutil
 import signal
-import time
+import threading
 from pathlib import Path
 
 import mlx.core as mx
@@ -114,24 +115,34 @@ def test_what_a_candidate_does_is_one_sentence(started, folder, name):
     assert not (CANDIDATES / "written.txt").exists()
 
 
-@pytest.mark.parametrize("name", ["loops", "sleeps"])
-def test_a_candidate_that_hangs_is_ended_in_time(started, folder, name):
+@pytest.mark.parametrize(
+    ("name", "words"), [("loops", "computed for longer than the limit of 1 s"), ("sleeps", "gave no answer for 4 s")]
+)
+def test_a_candidate_that_hangs_is_ended(started, folder, name, words):
     candidate = started(name)
     candidate.load(folder)
-    candidate.timeout = 1.5
-    child, before = candidate.child.pid, time.monotonic()
-    assert "took longer than the limit of 1.5 s" in said(process.Hung, lambda: one_shot(candidate))
-    assert time.monotonic() - before < 5
+    candidate.timeout = 1.0
+    child = candidate.child.pid
+    assert words in said(process.Hung, lambda: one_shot(candidate))
     with pytest.raises(ProcessLookupError):
         os.killpg(child, 0)
+
+
+def test_time_in_which_a_candidate_may_not_run_is_not_its_own(started, folder, expected, monkeypatch):
+    """As on a busy machine: the process is kept from running for longer than its limit."""
+    monkeypatch.setattr(process, "WAITING", 1000)
+    candidate = started("unchanged")
+    candidate.load(folder)
+    candidate.timeout = 1.0
+    os.kill(candidate.child.pid, signal.SIGSTOP)
+    threading.Timer(2.0, os.kill, (candidate.child.pid, signal.SIGCONT)).start()
+    assert np.array_equal(one_shot(candidate), expected)
 
 
 def test_a_candidate_that_allocates_without_end_is_ended_near_the_limit(started, folder):
     candidate = started("allocates", memory=1.0)
     candidate.load(folder)
-    before = time.monotonic()
     assert "more than the limit of 1 GiB" in said(process.AteMemory, lambda: one_shot(candidate))
-    assert time.monotonic() - before < 30
 
 
 @pytest.mark.skipif(landlock_version() < 1, reason="the kernel has no Landlock")
@@ -215,6 +226,16 @@ def test_the_checkpoint_is_a_copy(started, folder):
     assert {file.name: file.read_bytes() for file in folder.iterdir()} == before
 
 
+def test_a_candidate_may_take_its_folder_away(started, folder, expected):
+    candidate = started("unchanged")
+    candidate.load(folder)
+    shutil.rmtree(candidate.work)
+    assert said(process.Died, lambda: candidate.load(folder)) == process.FOLDER_GONE
+    candidate.load(folder)  # in a new process, with a folder of its own
+    assert np.array_equal(one_shot(candidate), expected)
+    assert not list(candidate.home.glob("checkpoint-*"))
+
+
 def test_secrets_stay_in_the_harness(started, monkeypatch):
     monkeypatch.setenv("SOME_TOKEN", "secret")
     environment = started("unchanged")._environment(3)
@@ -222,18 +243,22 @@ def test_secrets_stay_in_the_harness(started, monkeypatch):
     assert environment["MLX_ENABLE_TF32"] == "0"
 
 
-@pytest.mark.parametrize("planted", ["link", "pipe", "pickle", "large", "short"])
+@pytest.mark.parametrize("planted", ["link", "circle", "folder", "nothing", "pipe", "pickle", "large", "short"])
 def test_no_file_of_a_candidate_is_trusted(started, tmp_path, planted):
     candidate = started("unchanged")
     file = candidate.work / "logits.npy"
     if planted == "link":
         np.save(tmp_path / "other.npy", np.zeros(3, np.float32))
         file.symlink_to(tmp_path / "other.npy")
+    elif planted == "circle":
+        file.symlink_to(file)
+    elif planted == "folder":
+        file.mkdir()
     elif planted == "pipe":
         os.mkfifo(file)
     elif planted == "pickle":
         np.save(file, np.array([{}], dtype=object), allow_pickle=True)
-    else:
+    elif planted != "nothing":
         np.save(file, np.zeros(1000, np.float32))
         if planted == "short":
             os.truncate(file, 200)

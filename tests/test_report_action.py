@@ -13,6 +13,7 @@ import yaml
 ROOT = Path(__file__).parent.parent
 ACTION = yaml.safe_load((ROOT / "action.yml").read_text(encoding="utf-8"))
 WORKFLOW = yaml.safe_load((ROOT / "docs" / "example-workflow.yml").read_text(encoding="utf-8"))
+SCHEDULED = yaml.safe_load((ROOT / "docs" / "scheduled-workflow.yml").read_text(encoding="utf-8"))
 STEPS = {step["name"]: step for step in ACTION["runs"]["steps"]}
 HOSTILE = 'x\'; $(touch owned); `touch owned` "--html=/y" && false'
 
@@ -133,3 +134,16 @@ def test_options_of_the_action_are_the_commands():
     options = cli.parser().parse_args(["gate", "--require=oneshot", "--profile=full", "--", "x"])
     assert (options.require, options.profile, options.candidate) == (["oneshot"], "full", "x")
     assert {flag.removeprefix("--") for flag in flags} <= set(vars(options))
+
+
+def test_the_scheduled_workflow_runs_sessions_that_exist():
+    sessions = re.findall(
+        r"^@nox.session.*\ndef (\w+)", (ROOT / "noxfile.py").read_text(encoding="utf-8"), re.MULTILINE
+    )
+    (job,) = SCHEDULED["jobs"].values()
+    asked = [line.split()[1] for line in job["strategy"]["matrix"]["session"]]
+    assert asked == ["newest", "floors", "tests"]
+    assert {*asked, "lock"} <= set(sessions)
+    assert SCHEDULED["permissions"] == {"contents": "read"}
+    assert not [step["run"] for step in job["steps"] if "${{" in step.get("run", "")]
+    assert {step["uses"] for step in job["steps"] if "uses" in step} <= set(used())

@@ -7,7 +7,8 @@ from xml.etree import ElementTree
 import pytest
 import report_examples as examples
 
-from parity.report import junit, markdown, sarif
+from parity.errors import BadInput
+from parity.report import document, junit, markdown, sarif
 
 
 def table(text):
@@ -153,3 +154,12 @@ def test_sarif_of_parity_is_empty():
     (run,) = sarif.log(examples.document("parity"))["runs"]
     assert run["results"] == []
     assert run["invocations"] == [{"executionSuccessful": True}]
+
+
+def test_a_folder_may_vanish_before_the_report_is_written(tmp_path):
+    target = tmp_path / "reports" / "report.json"
+    target.parent.mkdir()
+    document.check_target(str(target))
+    target.parent.rmdir()
+    with pytest.raises(BadInput, match=r"report\.json cannot be written"):
+        document.write_text("{}", str(target))

@@ -68,12 +68,14 @@ def write_text(content: str, path: str) -> None:
     if target.exists() and not target.is_file():  # a pipe, a device
         target.write_text(content, encoding="utf-8")
         return
-    handle, temporary = tempfile.mkstemp(dir=target.resolve().parent, prefix=f".{target.name}.")
+    temporary = None
     try:
+        handle, temporary = tempfile.mkstemp(dir=target.resolve().parent, prefix=f".{target.name}.")
         with os.fdopen(handle, "w", encoding="utf-8") as file:
             file.write(content)
         os.chmod(temporary, 0o644)
         os.replace(temporary, target)
     except OSError as error:
-        Path(temporary).unlink(missing_ok=True)
+        if temporary is not None:
+            Path(temporary).unlink(missing_ok=True)
         raise BadInput(f"{path} cannot be written ({error.strerror}).") from error
