@@ -5,6 +5,7 @@ from __future__ import annotations
 import tempfile
 import time
 from collections.abc import Callable, Iterable
+from dataclasses import replace
 from pathlib import Path
 
 from . import bundle, confirm
@@ -15,13 +16,15 @@ from .errors import BadInput
 from .families import Family, family
 from .gate_results import Candidate, Cell, Deviation, Gap, GateReport, Mechanism
 from .matrix import Engine, Matrix, ask, close_gaps, judge_probe
+from .matrix import judge as judge_logits
 from .probes import SCHEDULES, Probe, of_profile
-from .process import CandidateProblem, MissingImports, Process
+from .process import CandidateProblem, MissingImports, Process, can_compile
 from .results import Verdict, overall
 
 Progress = Callable[[str], None]
 
 FIRST_REVISION = "D076-missing"
+WHOLE_MODEL = "model.flash"
 WORDS = {
     "oneshot": "one call without a cache",
     "cached": "one call with a cache",
@@ -72,7 +75,7 @@ def requirable() -> list[str]:
 
 
 def _judge(
-    engine: Engine, probes: list[Probe], report: GateReport, scratch: Path, require: set[str], progress: Progress
+    engine: Process, probes: list[Probe], report: GateReport, scratch: Path, require: set[str], progress: Progress
 ) -> dict[str, Family]:
     report.mechanisms = [Mechanism(p.mechanism, p.title, p.spec, list(p.needs)) for p in probes]
     report.schedules = list(SCHEDULES)
@@ -92,6 +95,11 @@ def _judge(
         report.clock["diagnosis_s"] = round(time.monotonic() - began, 2)
         _follow_on(report, hypothesis)
         _look_inside(engine, families, red[0], scratch, report)
+    if WHOLE_MODEL in families and can_compile() and report.candidate.kind != "hf":
+        progress("the whole model again, compiled")
+        began = time.monotonic()
+        _confirm_compiled(engine, families[WHOLE_MODEL], report.cells, scratch)
+        report.clock["compiled_s"] = round(time.monotonic() - began, 2)
     conclude(report)
     return families
 
@@ -129,6 +137,22 @@ def _matrix(
         clock["reference_s"] = round(clock["reference_s"] + prepared - began, 2)
         clock["candidate_s"] = round(clock["candidate_s"] + time.monotonic() - prepared, 2)
     return families, matrix
+
+
+def _confirm_compiled(engine: Process, whole: Family, cells: list[Cell], scratch: Path) -> None:
+    """What agrees in a whole model must agree when mx.compile is at work too: cells that do not are replaced."""
+    engine.load(whole.write(scratch / "checkpoint" / "compiled"))
+    for index, cell in enumerate(cells):
+        if cell.mechanism != whole.probe.mechanism or cell.verdict is not Verdict.PARITY:
+            continue
+        try:
+            with engine.compiled():
+                again = judge_logits(whole, cell.schedule, ask(engine, whole, cell.schedule))
+        except CandidateProblem as problem:
+            again = replace(cell, verdict=Verdict.CRASHED, sentence=f"fails: {problem}")
+        if again.verdict is not Verdict.PARITY:
+            again.sentence = f"with mx.compile at work, and only then, it {again.sentence}"
+            cells[index] = again
 
 
 KNOWN: dict[tuple[str, int], Family] = {}

@@ -25,7 +25,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -65,6 +65,12 @@ NO_MEMORY = re.compile(r"bad_alloc|unable to allocate|can't allocate memory|maxi
 ADDRESS = re.compile(r"\b0x[0-9a-f]{6,}\b")
 FOLDER_GONE = "The candidate took away the folder that its process works in."
 UNREADABLE = "The candidate's process answered nothing that can be read {doing}."
+
+
+def can_compile() -> bool:
+    """Whether mx.compile works here: MLX compiles CPU kernels with g++ and fails where there is none, which would not
+    be the port's fault."""
+    return "MLX_DISABLE_COMPILE" not in os.environ and (sys.platform != "linux" or shutil.which("g++") is not None)
 
 
 class Process:
@@ -197,16 +203,15 @@ class Process:
     def _environment(self, answers: int) -> dict[str, str]:
         kept = {name: value for name, value in os.environ.items() if not SECRET.search(name)}
         work = str(self.work)
-        # MLX compiles CPU kernels with g++ and fails where there is none; that would not be the port's fault.
-        no_compiler = {"MLX_DISABLE_COMPILE": "1"} if sys.platform == "linux" and not shutil.which("g++") else {}
         folders = ("HOME", "TMPDIR", "TEMP", "TMP", "HF_HOME", "XDG_CACHE_HOME", "XDG_CONFIG_HOME", "XDG_DATA_HOME")
         folders += ("TORCHINDUCTOR_CACHE_DIR", "TRITON_CACHE_DIR")  # torch sets the first one in its own process
         return (
             {"OMP_NUM_THREADS": "1", "PYTHONUSERBASE": site.getuserbase()}
             | kept
-            | no_compiler
             | dict.fromkeys(folders, work)
             | {
+                # On the CPU MLX compiles with g++, longer than all else takes: see `compiled`.
+                "MLX_DISABLE_COMPILE": "1",
                 "PYTHONDONTWRITEBYTECODE": "1",
                 "PYTHONHASHSEED": "0",
                 "HF_HUB_OFFLINE": "1",
@@ -217,6 +222,17 @@ class Process:
                 "PARITY_MEMORY": str(self.memory),
             }
         )
+
+    @contextlib.contextmanager
+    def compiled(self) -> Iterator[None]:
+        """With mx.compile at work, which otherwise runs functions as they are written."""
+        self._ready()
+        self._ask({"do": "compile", "on": True}, "while mx.compile was turned on")
+        try:
+            yield
+        finally:
+            if self.child is not None:  # the next process starts without it
+                self._ask({"do": "compile", "on": False}, "while mx.compile was turned off")
 
     def _ready(self) -> None:
         """After a death: a new process, with what was loaded."""

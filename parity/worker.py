@@ -54,6 +54,13 @@ class Worker:
     def mtp(self, ids: str, calls: list[int], cached: bool, out: str, schedule: str) -> dict[str, object]:
         return save(out, *self.port.mtp(read(ids), calls, cached))
 
+    def compile(self, on: bool) -> dict[str, object]:
+        if self.port.taps_tree == "mlx":
+            import mlx.core as mx
+
+            (mx.enable_compile if on else mx.disable_compile)()
+        return {}
+
     def taps(self, ids: str, out: str) -> dict[str, object]:
         import numpy as np
 

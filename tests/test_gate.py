@@ -6,6 +6,7 @@ whole matrix is not needed for is judged by a few probes.
 
 import json
 import os
+import shutil
 import subprocess
 import sys
 from dataclasses import replace
@@ -347,6 +348,17 @@ def test_a_folder_of_temporary_files_that_cannot_be_emptied_is_no_verdict(judged
     with monkeypatch.context() as patch:
         patch.setattr(os, "rmdir", busy)
         assert judged("dsv4_mlx")["verdict"] == "parity"
+
+
+@pytest.mark.skipif(shutil.which("g++") is None, reason="MLX compiles with g++, which is not here")
+def test_what_is_wrong_only_when_compiled_is_no_parity(judged, few):
+    few("model.flash")
+    report = judged(path_of("compiles_a_number"))
+    assert report["verdict"] == "diverges"
+    red = {cell["schedule"] for cell in report["cells"] if cell["verdict"] == "diverges"}
+    assert red == {"decode", "chunks", "batch"}  # with calls of one shape at several positions
+    assert "with mx.compile at work, and only then," in report["sentence"]
+    assert report["diagnosis"] == []
 
 
 # --- hostile ports -------------------------------------------------------------------------------------------

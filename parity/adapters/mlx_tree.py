@@ -96,14 +96,10 @@ class MLXPort:
 
         cache = self.fresh_cache() if required(cache_parameter(self.model)) else None
         modules = [(path, module) for path, module in self.model.named_modules() if callable(module)]
-        mx.disable_compile()  # inside a compiled function there are no values to keep
-        try:
-            with ExitStack() as stack:
-                for path, module in modules:
-                    stack.enter_context(wrapped(module, "", keep(path, type(module).__name__)))
-                mx.eval(self.step(mx.array(ids), cache))
-        finally:
-            mx.enable_compile()
+        with ExitStack() as stack:
+            for path, module in modules:
+                stack.enter_context(wrapped(module, "", keep(path, type(module).__name__)))
+            mx.eval(self.step(mx.array(ids), cache))
         for path, kind, output in record:
             for index, value in enumerate(arrays_of(output)):
                 if mx.issubdtype(value.dtype, mx.floating) and value.size < LARGEST_TAP:
