@@ -48,8 +48,10 @@ FEEDING = {
 feed = lambda x: model(mx.array(x), cache=cache)""",
     "mtp": """cache, later = (model.make_cache(), model.make_mtp_cache()) if case["cached"] else (None, None)
 feed = lambda x: model.mtp_logits(model.streams(mx.array(x[:, :-1]), cache), mx.array(x[:, 1:]), later)""",
-    "hf": """cache = transformers.DynamicCache(config=model.config) if case["cached"] else None
-feed = lambda x: model(torch.from_numpy(x).long(), past_key_values=cache, use_cache=case["cached"])""",
+    "hf": """import inspect
+name = "cache" if "cache" in inspect.signature(model.forward).parameters else "past_key_values"
+cache = transformers.DynamicCache(config=model.config) if case["cached"] else None
+feed = lambda x: model(torch.from_numpy(x).long(), **{name: cache}, use_cache=case["cached"])""",
 }
 READING = {
     "mlx": "np.array(getattr(y, 'logits', y).astype(mx.float32))",

@@ -26,6 +26,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -63,6 +64,18 @@ SECRET = re.compile(r"TOKEN|SECRET|PASSWORD|CREDENTIAL|_KEY$", re.IGNORECASE)
 NO_MEMORY = re.compile(r"bad_alloc|unable to allocate|can't allocate memory|maximum allowed buffer size", re.IGNORECASE)
 ADDRESS = re.compile(r"\b0x[0-9a-f]{6,}\b")
 UNREADABLE = "The candidate's process answered nothing that can be read {doing}."
+
+
+@dataclass(frozen=True)
+class LivesAnswer:
+    """How many lives, tokens that were judged in them, the largest error over its limit, what the caches do not offer,
+    and of a broken life: the sentence, its sort, whether the port raised."""
+
+    lives: int
+    tokens: int
+    ratio: float
+    gaps: dict[str, str]
+    broken: tuple[str, str, bool] | None
 
 
 class Process:
@@ -115,6 +128,24 @@ class Process:
     def mtp(self, schedule: str, ids, calls: Sequence[int], cached: bool) -> np.ndarray:
         """Logits two ahead of the first MTP block, of ids [B, T + 1] where the calls have T tokens."""
         return self._logits("mtp", schedule, ids, calls, cached)
+
+    def lives(self, sequences: int, operations: int, seed: int, generation: bool) -> LivesAnswer:
+        """So many random lives of the port's caches, and a long generation where asked."""
+        self._ready()
+        doing = "in a random life of its caches"
+        request = {"do": "lives", "vocabulary": self.vocabulary, "sequences": sequences, "operations": operations}
+        answer = self._ask(request | {"seed": seed, "generation": generation}, doing)
+        try:
+            broken = answer["broken"]
+            return LivesAnswer(
+                int(answer["lives"]),
+                int(answer["tokens"]),
+                float(answer["ratio"]),
+                {str(name): str(said) for name, said in answer["gaps"].items()},
+                (str(broken[0]), str(broken[1]), bool(broken[2])) if broken else None,
+            )
+        except (KeyError, ValueError, TypeError, AttributeError, IndexError) as error:
+            raise self._unreadable(doing) from error
 
     def taps(self, ids) -> list[dict[str, object]]:
         """Of a one-shot run of ids [B, T]: path, kind (its class) and array of each module's output, in order."""

@@ -18,6 +18,7 @@ import pytest
 
 from parity import bundle, cli, gate
 from parity.containment import landlock_version
+from parity.gate_lives import CACHES, LIVES
 from parity.gate_results import SCHEMA, Candidate, Cell
 from parity.matrix import NOT_ASKED
 from parity.probes import SCHEDULES, of_profile, registry
@@ -85,11 +86,12 @@ def test_dsv4_mlx_has_parity_in_every_cell_of_quick(judged):
     report = judged("dsv4_mlx")
     assert report["exit_code"] == 0
     wanted = [(probe.mechanism, schedule) for probe in of_profile("quick") for schedule in probe.schedules]
+    wanted.append((CACHES, LIVES))
     assert [(cell["mechanism"], cell["schedule"]) for cell in report["cells"]] == wanted
     assert {cell["verdict"] for cell in report["cells"]} == {"parity"}
     assert all(0 < cell["ratio"] <= 1 for cell in report["cells"])
     assert (report["gaps"], report["diagnosis"], report["first_deviation"], report["layers"]) == ([], [], None, [])
-    assert f"{len(of_profile('quick'))} mechanisms, {len(wanted)} cells, every one agrees." in report["sentence"]
+    assert f"{len(of_profile('quick')) + 1} mechanisms, {len(wanted)} cells, every one agrees." in report["sentence"]
 
 
 # What both the reference and the candidate give is computed anew: nothing may come from the first run.

@@ -3,6 +3,8 @@
 Run: pytest tests/test_huggingface.py
 """
 
+import inspect
+
 import mlx.core as mx
 import pytest
 import torch
@@ -58,11 +60,13 @@ class Witness:
             return (model or self.hugging_face)(self.ids, use_cache=False).logits
 
     def in_chunks(self, chunks):
-        cache = transformers.DynamicCache(config=self.hugging_face.config)
+        known = inspect.signature(self.hugging_face.forward).parameters
+        name = "cache" if "cache" in known else "past_key_values"  # since transformers 5.24, and before
+        cache = {name: transformers.DynamicCache(config=self.hugging_face.config)}
 
         def step(start, stop):
             ids = self.ids[:, start:stop]
-            return self.hugging_face(ids, past_key_values=cache, use_cache=True).logits
+            return self.hugging_face(ids, **cache, use_cache=True).logits
 
         with torch.no_grad():
             return in_calls(step, chunks)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
@@ -12,6 +13,7 @@ from .problems import MissingImports, NotOffered
 from .stored import all_float32
 
 LARGEST_TAP = 4_000_000  # elements
+CACHE_ARGUMENTS = ("cache", "past_key_values")  # its name since transformers 5.24, and before
 
 
 class Port:
@@ -45,11 +47,15 @@ class Port:
             raise ValueError(f"not every tensor was loaded: {wrong}")
         self.model.eval()
 
+    def fresh_cache(self) -> dict[str, object]:
+        """An empty cache, as the keyword argument by which the model takes it."""
+        known = inspect.signature(self.model.forward).parameters
+        name = next(name for name in CACHE_ARGUMENTS if name in known)
+        return {name: self.transformers.DynamicCache(config=self.model.config)}
+
     def run(self, ids: np.ndarray, calls: Sequence[int], cached: bool) -> tuple[np.ndarray, str]:
         ids = self.torch.from_numpy(ids).long()
-        given = {"use_cache": cached}
-        if cached:
-            given["past_key_values"] = self.transformers.DynamicCache(config=self.model.config)
+        given = {"use_cache": cached} | (self.fresh_cache() if cached else {})
         with self.torch.no_grad():
             outputs = [self.model(piece, **given).logits for piece in ids.split(list(calls), dim=1)]
         logits = self.torch.cat(outputs, dim=1)
@@ -57,6 +63,9 @@ class Port:
 
     def mtp(self, ids: np.ndarray, calls: Sequence[int], cached: bool) -> tuple[np.ndarray, str]:
         raise NotOffered("Hugging Face's model has no MTP block.")
+
+    def living(self, vocabulary: int):
+        raise NotOffered("Hugging Face's caches do not keep mlx-lm's contract.")
 
     def taps(self, ids: np.ndarray) -> Iterator[tuple[str, str, np.ndarray]]:
         record, hooks = [], []
