@@ -1,6 +1,7 @@
 """The project's commands: `nox -l` lists them, `nox -s NAME -- ARGUMENT...` runs one."""
 
 import re
+import sys
 import tempfile
 from pathlib import Path
 
@@ -25,6 +26,7 @@ RELEASES = [
     *(f"mlx-vlm=={version}" for version in ("0.6.3", "0.6.14", "0.7.3", "0.7.10")),
     *(f"transformers=={version}" for version in ("5.8.0", "5.8.1", "5.10.1")),
 ]
+PEER = "mlx-vlm==0.7.10"  # what the speed of dsv4_mlx is measured beside, and transformers
 CANDIDATES = {"mlx-vlm": "mlx_vlm.models.deepseek_v4", "transformers": "hf"}
 
 shared_bin: Path
@@ -64,8 +66,9 @@ def golden(session: nox.Session) -> None:
 
 @nox.session(venv_backend="none", requires=["environment"])
 def tests(session: nox.Session) -> None:
-    """Run the tests (pytest)."""
-    run_shared(session, "pytest", *session.posargs)
+    """Run the tests (pytest), one process a core; with -- -m slow, what is too long for every commit."""
+    spread = ("--numprocesses=auto", "--dist=worksteal")
+    run_shared(session, "pytest", *spread, *session.posargs, env={"OMP_NUM_THREADS": "1"})
 
 
 @nox.session(venv_backend="none", requires=["environment"])
@@ -102,10 +105,16 @@ def released(session: nox.Session, release: str) -> None:
     session.run("python", "-m", "parity.report.released", str(folder), "docs/released.md")
 
 
-@nox.session(venv_backend="none", requires=["environment"])
+@nox.session(requires=["environment"])
 def bench(session: nox.Session) -> None:
-    """Measure examples per second for each pair (pytest-benchmark)."""
-    run_shared(session, "pytest", "tests/bench", "--benchmark-enable", "--benchmark-only", *session.posargs)
+    """Measure the pairs' examples and the model's tokens per second, peers beside it (pytest-benchmark)."""
+    # In an environment of its own, as transformers has one in the shared one. On Linux, mlx alone has no backend.
+    session.install(PEER, *(["mlx[cpu]"] if sys.platform == "linux" else []))
+    options = ["--vlm-python", str(Path(session.bin, "python")), "--speed-report", "docs/speed"]
+    saved = f"--benchmark-json={Path(session.create_tmp(), 'benchmark.json')}"
+    run_shared(
+        session, "pytest", "tests/bench", "--benchmark-enable", "--benchmark-only", saved, *options, *session.posargs
+    )
 
 
 @nox.session

@@ -4,9 +4,10 @@ from .cache import LayerCache
 from .checkpoint import load
 from .config import ModelArgs
 from .errors import UsageError
+from .generate import TokenStream, generate
 from .model import Model
 from .registration import register, register_cache
 
-__all__ = ["LayerCache", "Model", "ModelArgs", "UsageError", "load", "register"]
+__all__ = ["LayerCache", "Model", "ModelArgs", "TokenStream", "UsageError", "generate", "load", "register"]
 
 register_cache()

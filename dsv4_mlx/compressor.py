@@ -9,6 +9,7 @@ from .norm import RMSNorm
 from .pool import Pool
 from .positions import Call
 from .quantization import Linear
+from .token_wise import token_wise
 
 
 class Compressor(nn.Module):
@@ -28,6 +29,7 @@ class Compressor(nn.Module):
         self.norm = RMSNorm(dim, config.rms_norm_eps)
         self.quant = quant
 
+    @token_wise
     def project(self, x: mx.array) -> tuple[mx.array, mx.array]:
         """K and Z of each token, in true float32: [B, S, D] -> twice [B, S, dim or 2*dim], Z without ape."""
         return self.wkv(norm.wide(x)), self.wgate(norm.wide(x))

@@ -9,6 +9,8 @@ from .config import ModelArgs
 from .quantization import Linear
 from .router import Router
 
+GROUPED_FROM = 64  # choices of experts in a call, as in mlx-lm
+
 
 def swiglu(gate: mx.array, up: mx.array, limit: float) -> mx.array:
     """silu(gate) * up, clamped first if limit > 0: up on both sides, gate only from above (spec 10)."""
@@ -28,11 +30,14 @@ class ExpertLinear(SwitchLinear):
 
     def __call__(self, x: mx.array, indices: mx.array, sorted_indices: bool = False) -> mx.array:
         """x [..., 1, in], experts [...] -> [..., 1, out]."""
-        weight = self.weight
+        weight = self.weight.swapaxes(-1, -2)
         seen = quantization.linear_input(x, self)
-        if mx.default_device() == mx.cpu:  # where gather_mm knows float32 only
-            seen, weight = norm.wide(seen), norm.wide(weight)
-        y = mx.gather_mm(seen, weight.swapaxes(-1, -2), rhs_indices=indices, sorted_indices=sorted_indices)
+        if mx.default_device() == mx.cpu and weight.dtype != mx.float32:  # which gather_mm does not know there
+            seen = norm.wide(seen)
+            if indices.size < len(weight):  # a decode step widens the matrices that it reads, not all
+                return (seen @ norm.wide(weight[indices])).astype(x.dtype)
+            weight = norm.wide(weight)
+        y = mx.gather_mm(seen, weight, rhs_indices=indices, sorted_indices=sorted_indices)
         return y.astype(x.dtype)
 
 
@@ -48,10 +53,18 @@ class SwitchExperts(nn.Module):
 
     def __call__(self, x: mx.array, weights: mx.array, experts: mx.array) -> mx.array:
         """x [B, S, D], weights and experts [B, S, k] -> each expert's weighted output [B, S, k, D]."""
-        rows = x[:, :, None, None]
-        hidden = swiglu(norm.wide(self.w1(rows, experts)), norm.wide(self.w3(rows, experts)), self.limit)
+        rows, shape = x[:, :, None, None], experts.shape
+        grouped = experts.size >= GROUPED_FROM
+        if grouped:  # the rows of an expert lie together, so that its matrix is read once
+            order = mx.argsort(experts.flatten())
+            rows = x.flatten(0, 1)[order // shape[-1]][:, None]
+            experts, weights = experts.flatten()[order], weights.flatten()[order]
+        hidden = swiglu(
+            norm.wide(self.w1(rows, experts, grouped)), norm.wide(self.w3(rows, experts, grouped)), self.limit
+        )
         hidden = (weights[..., None, None] * hidden).astype(x.dtype)  # the weight enters before w2
-        return self.w2(hidden, experts).squeeze(-2)
+        y = self.w2(hidden, experts, grouped).squeeze(-2)
+        return y[mx.argsort(order)].reshape(*shape, -1) if grouped else y
 
 
 class SharedExpert(nn.Module):

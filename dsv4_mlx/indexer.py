@@ -1,5 +1,7 @@
 """Indexer: which compressed rows a query of a ratio-4 layer attends to (spec 9)."""
 
+import functools
+
 import mlx.core as mx
 import mlx.nn as nn
 
@@ -9,6 +11,9 @@ from .config import OVERLAP_RATIO, ModelArgs
 from .pool import Pool
 from .positions import Call
 from .quantization import IndexQuant, Linear
+from .token_wise import spread, token_wise
+
+BLOCK = 128  # queries that are scored at once
 
 
 class Indexer(nn.Module):
@@ -22,6 +27,7 @@ class Indexer(nn.Module):
         self.quant = IndexQuant(config)
         self.compressor = Compressor(config, self.dim, OVERLAP_RATIO, IndexQuant(config))
 
+    @token_wise
     def queries(self, qr: mx.array, positions: mx.array, frequencies: mx.array) -> mx.array:
         """Normed query latent [B, S, Rq] -> rotated, quantised queries [B, S, HI, dI]; no norm a head."""
         q = self.wq_b(qr).reshape(*qr.shape[:-1], self.heads, self.dim)
@@ -29,9 +35,17 @@ class Indexer(nn.Module):
 
     def scores(self, x: mx.array, q: mx.array, keys: mx.array) -> mx.array:
         """sum_h w_h ReLU(<q_h, k_s>), computed wide: x [B, S, D], keys [B, R, dI] -> [B, S, R]."""
+        weights = norm.wide(self.weights_proj(x)) * (self.dim**-0.5 * self.heads**-0.5)
+        columns = mx.contiguous(norm.wide(keys).swapaxes(-1, -2))  # [B, dI, R]: see sink_attention
+        blocks = range(0, q.shape[1], BLOCK)
+        part = lambda i: self._block(weights[:, i : i + BLOCK], q[:, i : i + BLOCK], columns)  # noqa: E731
+        parts = spread(functools.partial(part, i) for i in blocks)
+        return mx.concatenate(parts, axis=1)
+
+    def _block(self, weights: mx.array, q: mx.array, columns: mx.array) -> mx.array:
+        """Scores of some queries: products of all heads are held for these alone."""
         batch, tokens, heads, dim = q.shape
-        weights = norm.wide(self.weights_proj(x)) * (dim**-0.5 * heads**-0.5)
-        products = norm.wide(q).reshape(batch, tokens * heads, dim) @ norm.wide(keys).swapaxes(-1, -2)
+        products = norm.wide(q).reshape(batch, tokens * heads, dim) @ columns
         products = mx.maximum(products, 0).reshape(batch, tokens, heads, -1)
         return (weights[..., None, :] @ products).squeeze(-2)
 

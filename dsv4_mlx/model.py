@@ -55,17 +55,26 @@ class Model(nn.Module):
         """
         return self.logits(self.streams(ids, cache, mask))
 
-    def mtp_logits(
+    def mtp_streams(
         self, streams: mx.array, next_ids: mx.array, cache: list[LayerCache] | None = None, depth: int = 0
     ) -> mx.array:
-        """Final streams [B, S, n, D] and the ids one ahead [B, S] -> logits two ahead [B, S, V] (spec 11).
+        """Final streams [B, S, n, D] and the ids one ahead [B, S] -> streams of MTP block ``depth`` (spec 11).
 
         ``cache`` comes from ``make_mtp_cache``.
         """
         block = self.mtp[depth]
         call, (state,) = self._call([block], next_ids, None if cache is None else cache[depth : depth + 1])
-        streams = block(call.inward(streams), call.inward(next_ids), self.embed, call, state)
-        return self.head(norm.wide(block.hidden(call.outward(streams))))
+        return call.outward(block(call.inward(streams), call.inward(next_ids), self.embed, call, state))
+
+    def mtp_head(self, streams: mx.array, depth: int = 0) -> mx.array:
+        """Streams [B, S, n, D] of MTP block ``depth`` -> float32 logits of the ids two ahead [B, S, V]."""
+        return self.head(norm.wide(self.mtp[depth].hidden(streams)))
+
+    def mtp_logits(
+        self, streams: mx.array, next_ids: mx.array, cache: list[LayerCache] | None = None, depth: int = 0
+    ) -> mx.array:
+        """``mtp_streams``, then ``mtp_head``: logits two ahead [B, S, V]."""
+        return self.mtp_head(self.mtp_streams(streams, next_ids, cache, depth), depth)
 
     def _call(
         self,

@@ -143,6 +143,13 @@ def linear_input(x: mx.array, layer: nn.Module) -> mx.array:
     return fp8_fake_quant(x, TILE) if layer.simulate and layer.stored != "float" else x
 
 
+def product(x: mx.array, weight: mx.array) -> mx.array:
+    """x W^T, accumulated in float32 and rounded once to x's dtype: x [..., S, in], weight [..., out, in]."""
+    if x.shape[-2] == 1 and mx.default_device() == mx.cpu:  # where a row in float32 costs less, W's widening included
+        return (norm.wide(x) @ norm.wide(weight).swapaxes(-1, -2)).astype(x.dtype)
+    return (x @ weight.swapaxes(-1, -2)).astype(x.dtype)
+
+
 class Linear(nn.Linear):
     """y = x W^T, accumulated in float32 and rounded once to x's dtype (spec 12.4).
 
@@ -157,4 +164,4 @@ class Linear(nn.Linear):
 
     def __call__(self, x: mx.array) -> mx.array:
         """[..., in] -> [..., out]."""
-        return (linear_input(x, self) @ self.weight.T).astype(x.dtype)
+        return product(linear_input(x, self), self.weight)

@@ -49,10 +49,8 @@ def rotate(x: mx.array, positions: mx.array, frequencies: mx.array, inverse: boo
         angles = angles[None]
     angles = mx.expand_dims(angles, tuple(range(2, x.ndim - 1)))
     cos, sin = mx.cos(angles), mx.sin(angles)
-    if inverse:
-        sin = -sin
+    turns = cos - 1j * sin if inverse else cos + 1j * sin
     still, turned = mx.split(x, [x.shape[-1] - 2 * frequencies.size], axis=-1)
-    pairs = norm.wide(turned).reshape(*turned.shape[:-1], frequencies.size, 2)
-    a, b = pairs[..., 0], pairs[..., 1]
-    turned = mx.stack([a * cos - b * sin, a * sin + b * cos], axis=-1).reshape(turned.shape)
+    pairs = norm.wide(turned).view(mx.complex64)  # one number a pair: one product turns it
+    turned = (pairs * turns).view(mx.float32)
     return mx.concatenate([still, turned.astype(x.dtype)], axis=-1)

@@ -146,7 +146,8 @@ def run_command(options: argparse.Namespace, started: float, progress_line: Call
     if options.json:
         document.check_target(options.json)
     environment = check_environment()
-    from .pairs import registry
+    from .lives import Life
+    from .pairs import LifePair, registry
     from .run import run
     from .strategies import PROFILES, Case
 
@@ -158,7 +159,10 @@ def run_command(options: argparse.Namespace, started: float, progress_line: Call
         if not names:
             raise BadInput("--case needs --pair; take both from the command that the report prints.")
         try:
-            case = Case.from_json(options.case)
+            kinds = {Life if isinstance(registry()[name], LifePair) else Case for name in names}
+            if len(kinds) > 1:
+                raise ValueError("the pairs that --pair names take examples of two sorts")
+            case = kinds.pop().from_json(options.case)
         except ValueError as error:
             raise BadInput(
                 f"--case is not a printed example ({error}); take it from the command that the report prints."

@@ -14,8 +14,9 @@ from .diagnosis import Diagnoser, Hypothesis
 from .environment import check_environment
 from .errors import BadInput
 from .families import Family, family
+from .gate_lives import CACHES, CHECKPOINT, LIVES, OFFERED, judge_lives, mechanism
 from .gate_results import Candidate, Cell, Deviation, Gap, GateReport, Mechanism
-from .matrix import Engine, Matrix, ask, close_gaps, judge_probe
+from .matrix import NOT_ASKED, PATIENCE, Engine, Matrix, ask, close_gaps, judge_probe
 from .matrix import judge as judge_logits
 from .probes import SCHEDULES, Probe, of_profile
 from .process import CandidateProblem, MissingImports, Process, can_compile
@@ -24,13 +25,13 @@ from .results import Verdict, overall
 Progress = Callable[[str], None]
 
 FIRST_REVISION = "D076-missing"
-WHOLE_MODEL = "model.flash"
 WORDS = {
     "oneshot": "one call without a cache",
     "cached": "one call with a cache",
     "decode": "decode after a prompt",
     "chunks": "chunks",
     "batch": "a batch of two",
+    LIVES: "a random life of its caches",
 }
 
 
@@ -71,7 +72,9 @@ def judge(
 
 def requirable() -> list[str]:
     """What --require may name: schedules and mechanisms."""
-    return [*SCHEDULES, *(probe.mechanism for probe in of_profile("exhaustive"))]
+    return [*SCHEDULES, *(probe.mechanism for probe in of_profile("exhaustive")), CACHES] + [
+        f"{CACHES}.{name}" for name in OFFERED
+    ]
 
 
 def _judge(
@@ -80,10 +83,14 @@ def _judge(
     report.mechanisms = [Mechanism(p.mechanism, p.title, p.spec, list(p.needs)) for p in probes]
     report.schedules = list(SCHEDULES)
     families, matrix = _matrix(engine, probes, report.seed, scratch, progress, report.clock)
-    report.cells = matrix.cells
+    report.cells = [*matrix.cells]
     missing = close_gaps(matrix, SCHEDULES)
-    report.gaps = _gaps(matrix.cells, missing, require)
-    for name in sorted(require - {*SCHEDULES} - {probe.mechanism for probe in probes}):
+    lacking = []
+    if CHECKPOINT in families:
+        lacking = _live(engine, families[CHECKPOINT], matrix, report, scratch, progress)
+    report.gaps = _gaps(report.cells, missing, lacking, require)
+    judged = {*SCHEDULES, *(row.name for row in report.mechanisms), *(f"{CACHES}.{name}" for name in OFFERED)}
+    for name in sorted(require - judged):
         report.gaps.append(Gap(name, f"{name} is no part of the profile {report.profile}", required=True))
     red = [cell for cell in matrix.cells if cell.verdict is Verdict.DIVERGES]
     if red:
@@ -95,13 +102,31 @@ def _judge(
         report.clock["diagnosis_s"] = round(time.monotonic() - began, 2)
         _follow_on(report, hypothesis)
         _look_inside(engine, families, red[0], scratch, report)
-    if WHOLE_MODEL in families and can_compile() and report.candidate.kind != "hf":
+    if CHECKPOINT in families and can_compile() and report.candidate.kind != "hf":
         progress("the whole model again, compiled")
         began = time.monotonic()
-        _confirm_compiled(engine, families[WHOLE_MODEL], report.cells, scratch)
+        _confirm_compiled(engine, families[CHECKPOINT], report.cells, scratch)
         report.clock["compiled_s"] = round(time.monotonic() - began, 2)
     conclude(report)
     return families
+
+
+def _live(
+    engine: Process, family: Family, matrix: Matrix, report: GateReport, scratch: Path, progress: Progress
+) -> list[Gap]:
+    """Add the row of the caches; what they do not offer."""
+    progress("random lives of the caches")
+    began = time.monotonic()
+    row = mechanism([one.name for one in report.mechanisms])
+    if matrix.troubles >= PATIENCE:
+        cell, lacking = Cell(CACHES, LIVES, Verdict.COVERAGE_GAP, NOT_ASKED), []
+    else:
+        cell, lacking = judge_lives(engine, family, scratch / "checkpoint" / CACHES, report.profile, report.seed)
+    report.mechanisms.append(row)
+    report.schedules.append(LIVES)
+    report.cells.append(cell)
+    report.clock["caches_s"] = round(time.monotonic() - began, 2)
+    return lacking
 
 
 def _write_bundle(
@@ -141,11 +166,11 @@ def _matrix(
 
 def _confirm_compiled(engine: Process, whole: Family, cells: list[Cell], scratch: Path) -> None:
     """What agrees in a whole model must agree when mx.compile is at work too: cells that do not are replaced."""
-    engine.load(whole.write(scratch / "checkpoint" / "compiled"))
     for index, cell in enumerate(cells):
         if cell.mechanism != whole.probe.mechanism or cell.verdict is not Verdict.PARITY:
             continue
         try:
+            engine.load(whole.write(scratch / "checkpoint" / f"compiled-{cell.schedule}"))
             with engine.compiled():
                 again = judge_logits(whole, cell.schedule, ask(engine, whole, cell.schedule))
         except CandidateProblem as problem:
@@ -171,7 +196,7 @@ def _describe(candidate: Candidate, facts: dict) -> None:
     candidate.libraries = facts.get("versions", {})
 
 
-def _gaps(cells: list[Cell], missing: list[str], require: set[str]) -> list[Gap]:
+def _gaps(cells: list[Cell], missing: list[str], lacking: list[Gap], require: set[str]) -> list[Gap]:
     """What was not offered, each once: whole schedules, then mechanisms."""
     gaps = []
     for schedule in missing:
@@ -182,6 +207,7 @@ def _gaps(cells: list[Cell], missing: list[str], require: set[str]) -> list[Gap]
         if cell.verdict is Verdict.COVERAGE_GAP and cell.schedule not in missing and cell.mechanism not in seen:
             seen.add(cell.mechanism)
             gaps.append(Gap(cell.mechanism, f"{cell.mechanism} was not judged: {cell.sentence}"))
+    gaps += lacking
     for gap in gaps:
         gap.required = gap.what in require
     return gaps

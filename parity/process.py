@@ -26,6 +26,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -71,6 +72,18 @@ def can_compile() -> bool:
     """Whether mx.compile works here: MLX compiles CPU kernels with g++ and fails where there is none, which would not
     be the port's fault."""
     return "MLX_DISABLE_COMPILE" not in os.environ and (sys.platform != "linux" or shutil.which("g++") is not None)
+
+
+@dataclass(frozen=True)
+class LivesAnswer:
+    """How many lives, tokens that were judged in them, the largest error over its limit, what the caches do not offer,
+    and of a broken life: the sentence, its sort, whether the port raised."""
+
+    lives: int
+    tokens: int
+    ratio: float
+    gaps: dict[str, str]
+    broken: tuple[str, str, bool] | None
 
 
 class Process:
@@ -131,6 +144,24 @@ class Process:
     def mtp(self, schedule: str, ids, calls: Sequence[int], cached: bool) -> np.ndarray:
         """Logits two ahead of the first MTP block, of ids [B, T + 1] where the calls have T tokens."""
         return self._logits("mtp", schedule, ids, calls, cached)
+
+    def lives(self, sequences: int, operations: int, seed: int, generation: bool) -> LivesAnswer:
+        """So many random lives of the port's caches, and a long generation where asked."""
+        self._ready()
+        doing = "in a random life of its caches"
+        request = {"do": "lives", "vocabulary": self.vocabulary, "sequences": sequences, "operations": operations}
+        answer = self._ask(request | {"seed": seed, "generation": generation}, doing)
+        try:
+            broken = answer["broken"]
+            return LivesAnswer(
+                int(answer["lives"]),
+                int(answer["tokens"]),
+                float(answer["ratio"]),
+                {str(name): str(said) for name, said in answer["gaps"].items()},
+                (str(broken[0]), str(broken[1]), bool(broken[2])) if broken else None,
+            )
+        except (KeyError, ValueError, TypeError, AttributeError, IndexError) as error:
+            raise self._unreadable(doing) from error
 
     def taps(self, ids) -> list[dict[str, object]]:
         """Of a one-shot run of ids [B, T]: path, kind (its class) and array of each module's output, in order."""

@@ -7,12 +7,15 @@ import time
 from collections.abc import Callable
 
 from . import consistency, layers
-from .pairs import Pair, registry
+from .lives import Life, LifeSearch
+from .pairs import LifePair, Pair, Row, registry
 from .results import Finding, PairResult, Report, Verdict, overall
-from .search import Search, replay
+from .search import Search
 from .strategies import Case, Profile
 
 Progress = Callable[[str], None]
+
+SEARCHES = {Pair: Search, LifePair: LifeSearch}
 
 
 def run(
@@ -22,7 +25,7 @@ def run(
     seed: int,
     environment: dict,
     progress: Progress = lambda text: None,
-    case: Case | None = None,
+    case: Case | Life | None = None,
 ) -> Report:
     """Judge the named pairs (all, when none is named) in these types; with a `case`, only that one example."""
     pairs = [pair for name, pair in registry().items() if not names or name in names]
@@ -55,18 +58,19 @@ def run(
 
 
 def _judge(
-    pair: Pair, dtype: str, profile: Profile, seed: int, earlier: list[PairResult], case: Case | None
+    pair: Row, dtype: str, profile: Profile, seed: int, earlier: list[PairResult], case: Case | Life | None
 ) -> PairResult:
     """One row. Below a red part only the verdict is of interest: the example is not shrunk, and the part is named."""
+    search = SEARCHES[type(pair)](pair, dtype, profile, seed)
     if case is not None:
-        return replay(pair, dtype, case)
+        return search.replay(case)
     red = {result.name for result in earlier if result.verdict is not Verdict.PARITY}
     because = [name for name in _parts(pair) if name in red]
-    result = Search(pair, dtype, profile, seed).run(shrink=not because)
+    result = search.run(shrink=not because)
     return dataclasses.replace(result, because=because if result.verdict is not Verdict.PARITY else [])
 
 
-def _parts(pair: Pair) -> list[str]:
+def _parts(pair: Row) -> list[str]:
     """Everything that a pair is built from, at any depth, in dependency order."""
     known, parts = registry(), []
     for name in pair.contains:

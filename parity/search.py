@@ -63,6 +63,12 @@ class Search:
             example()
         return self.result(shrink)
 
+    def replay(self, case: Case) -> PairResult:
+        """Judge one printed case again."""
+        with contextlib.suppress(Deviation):
+            self.example(case)
+        return self.result(shrunk=False)
+
     def example(self, case: Case) -> None:
         """Judge one case; the first deviation stops counting and starts shrinking."""
         if self.failure and time.monotonic() - self.first_failure_at > SHRINK_SECONDS:
@@ -153,11 +159,3 @@ def summary(name: str, measurements: list[Measurement]) -> Tap:
         worst_ratio=worst.ratio,
         pooled_ratio=pooled_ratio(measurements),
     )
-
-
-def replay(pair: Pair, dtype: str, case: Case) -> PairResult:
-    """Judge one printed case again."""
-    search = Search(pair, dtype, Profile("case", 1, case.tokens), case.seed)
-    with contextlib.suppress(Deviation):
-        search.example(case)
-    return search.result(shrunk=False)

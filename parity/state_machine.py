@@ -15,62 +15,17 @@ from pathlib import Path
 
 import mlx.core as mx
 import numpy as np
-from hypothesis import HealthCheck, Phase, settings
 from hypothesis import strategies as st
-from hypothesis.stateful import RuleBasedStateMachine, initialize, precondition, rule, run_state_machine_as_test
-from mlx.utils import tree_map
+from hypothesis.stateful import RuleBasedStateMachine, initialize, precondition, rule
 from mlx_lm.models import cache as mlx_lm_cache
+
+from .cache_offers import pending
+from .life_port import Broken, Lives
 
 LONGEST = 180  # tokens a sequence: beyond a block of 128 and all that the rings of a tiny window hold
 SESSIONS = 4  # caches alive at once
 ROWS = 6  # sequences of a batch
 DRAFT = 16  # tokens that any cache that calls itself trimmable must take back
-
-# A difference that rounding cannot make at this size is looked at twice: relative to the logits' spread, a type.
-NEAR = {mx.float32: 1e-4, mx.bfloat16: 2e-2, mx.float16: 4e-3}
-# Weights moved by one rounding move the logits as another order of summation does; runs of them tell how far, and
-# where a choice of experts or rows hangs by a rounding, they show it.
-ROUNDING = {mx.float32: 2.0**-23, mx.bfloat16: 2.0**-8, mx.float16: 2.0**-11}
-NOISE_RUNS, NOISE_FACTOR = 4, 20
-
-
-@dataclass
-class Port:
-    """A model under test. ``reference``: ids [1, S] -> logits [1, S, V] in the same type; its own, cacheless."""
-
-    model: object
-    vocabulary: int
-    make_cache: Callable[[], list] | None = None
-    reference: Callable[[mx.array], mx.array] | None = None
-    dtype: mx.Dtype = mx.float32
-
-    def fresh(self) -> list:
-        make = self.make_cache or (lambda: mlx_lm_cache.make_prompt_cache(self.model))
-        return make()
-
-    def expected(self, ids: list[int]) -> mx.array:
-        """Logits [S, V] of one call over all tokens."""
-        reference = self.reference or self.model
-        return reference(mx.array([ids]))[0]
-
-    def noise(self, ids: list[int], expected: mx.array) -> mx.array:
-        """How far rounding alone moves the logits of each token: [S, 1]."""
-        weights = self.model.parameters()
-        found = []
-        try:
-            for run in range(NOISE_RUNS):
-                self.model.update(tree_map(functools.partial(self._moved, mx.random.key(run)), weights))
-                found.append(mx.abs(self.model(mx.array([ids]))[0] - expected).max(axis=-1, keepdims=True))
-                mx.eval(found)
-        finally:
-            self.model.update(weights)
-        return mx.stack(found).max(axis=0)
-
-    def _moved(self, key: mx.array, weight: mx.array) -> mx.array:
-        if not mx.issubdtype(weight.dtype, mx.floating):
-            return weight
-        signs = mx.where(mx.random.bernoulli(shape=weight.shape, key=key), 1.0, -1.0)
-        return (weight * (1 + ROUNDING[self.dtype] * signs)).astype(weight.dtype)
 
 
 @dataclass
@@ -101,27 +56,75 @@ class Session:
     def copied_rows(self) -> list[Sequence]:
         return [copy.copy(row) for row in self.rows]
 
-    def offered(self, *names: str) -> bool:
-        return all(hasattr(entry, name) for entry in self.cache for name in names)
+
+def operation(mark: Callable = rule, **drawn):
+    """A rule that writes down what it was given, and what became of it."""
+
+    def decorate(function: Callable) -> Callable:
+        @functools.wraps(function)
+        def step(self, **given):
+            self.done.append((function.__name__, given))
+            try:
+                function(self, **given)
+            except AssertionError as error:
+                self.fail(str(error), raised=False)
+                raise
+            except Exception as error:
+                said = " ".join(str(error).split())[:300].rstrip(".")
+                self.fail(f"{function.__name__} raised {type(error).__name__}: {said}", raised=True)
+                raise
+
+        return mark(**drawn)(step)
+
+    return decorate
+
+
+def undrawn(**drawn):
+    """No rule: such an operation is in fixed lives alone."""
+    return lambda step: step
 
 
 class CacheMachine(RuleBasedStateMachine):
-    """Sessions that come, go, mix and branch; `port` is set by `machine`."""
+    """Sessions that come, go, mix and branch; `lives` is set by `explore` and `relive`."""
 
-    port: Port
+    lives: Lives
 
     def __init__(self):
         super().__init__()
         self.sessions: list[Session] = []
+        self.done: list[tuple[str, dict]] = []
+        self.current: Session | None = None
+        self.port = self.lives.port
+        self.lives.lives += 1
 
     # --- helpers, not rules ----------------------------------------------------------------------------------
 
     def pick(self, which: int) -> Session:
-        return self.sessions[which % len(self.sessions)]
+        return self.pick_of(self.sessions, which)
+
+    def pick_of(self, sessions: list[Session], which: int) -> Session:
+        self.current = sessions[which % len(sessions)]
+        return self.current
+
+    @property
+    def batches(self) -> list[Session]:
+        return [session for session in self.sessions if session.batched]
+
+    def offered(self, name: str) -> bool:
+        return name not in self.lives.without
+
+    def fail(self, what: str, raised: bool):
+        past = ", ".join(self.current.done) if self.current else ""
+        self.lives.fail(Broken([*self.done], f"After {past or 'nothing'}: {what.rstrip('.')}", raised))
 
     def keep(self, session: Session):
+        self.current = session
         self.sessions = [*self.sessions, session][-SESSIONS:]
         self.probe(session)
+
+    def start(self, tokens: int, seed: int):
+        self.keep(Session(self.port.make_cache(), [Sequence()]))
+        self.call(self.sessions[-1], tokens, seed)
 
     def feed(self, session: Session, counts: list[int], seed: int, padding: int = 0, left: bool = False):
         """The next counts[i] tokens of each sequence, then the comparison."""
@@ -135,7 +138,7 @@ class CacheMachine(RuleBasedStateMachine):
             for entry in session.cache:
                 entry.prepare(**announced)
         ids = [pad + real if left else real + pad for pad, real in zip(filling, new, strict=True)]
-        logits = self.port.model(mx.array(ids), cache=session.cache)
+        logits = self.port.call(mx.array(ids), session.cache)
         if any(padded):
             for entry in session.cache:
                 entry.finalize()
@@ -143,29 +146,20 @@ class CacheMachine(RuleBasedStateMachine):
             row.extend(real)
             if real:
                 got = logits[i, pad:] if left else logits[i, : len(real)]
-                self.compare(session, i, got, len(real))
+                wrong = self.lives.judge(row.ids, got)
+                assert not wrong, f"sequence {i} of {len(session.rows)}, {wrong}"
 
-    def compare(self, session: Session, i: int, got: mx.array, new: int):
-        """Raises AssertionError where logits [new, V] of sequence i differ by more than rounding explains."""
-        row = session.rows[i].ids
-        expected = self.port.expected(row)
-        spread = mx.sqrt(mx.var(expected.astype(mx.float32))).item()
-        distance = mx.abs(got - expected[-new:]).max(axis=-1)
-        worst = distance.max().item()
-        if worst <= NEAR[self.port.dtype] * spread:
-            return
-        limit = NOISE_FACTOR * self.port.noise(row, expected)[-new:, 0] + NEAR[self.port.dtype] * spread
-        wrong = [token for token, bad in enumerate((~(distance <= limit)).tolist()) if bad]
-        if wrong:
-            at = len(row) - new + wrong[0]
-            raise AssertionError(
-                f"After {', '.join(session.done) or 'nothing'}: sequence {i} of {len(session.rows)}, token {at} of "
-                f"{len(row)}: logits are off by {distance[wrong[0]].item():.2g}; rounding explains "
-                f"{limit[wrong[0]].item():.2g}."
-            )
+    def call(self, session: Session, tokens: int, seed: int):
+        """As many tokens of every sequence, or as many as it still may have."""
+        tokens = self.room(session, tokens)
+        if tokens > 0:
+            session.done.append(f"{tokens} token{'s' * (tokens > 1)}")
+            self.feed(session, [tokens] * len(session.rows), seed)
 
     def probe(self, session: Session):
         """What comes next, on a copy: one token, then enough of them to complete blocks."""
+        if not self.offered("branch"):
+            return
         session = Session(copy.deepcopy(session.cache), session.copied_rows(), session.batched, session.done)
         for tokens in (1, 9):
             if self.room(session, tokens) == tokens:
@@ -176,64 +170,62 @@ class CacheMachine(RuleBasedStateMachine):
 
     # --- rules -------------------------------------------------------------------------------------------------
 
-    @initialize(
-        tokens=st.lists(st.one_of(st.integers(0, 9), st.integers(0, 140)), min_size=2, max_size=2),
+    @operation(
+        initialize,
+        tokens=st.one_of(st.integers(0, 9), st.integers(0, 140)),
         seed=st.integers(0, 2**32 - 1),
     )
     def first(self, tokens, seed):
-        for n in tokens:
-            self.keep(Session(self.port.fresh(), [Sequence()]))
-            self.prefill(-1, n, seed)
+        self.start(tokens, seed)
 
-    @rule()
-    def new(self):
-        self.keep(Session(self.port.fresh(), [Sequence()]))
+    @operation(tokens=st.one_of(st.integers(0, 9), st.integers(0, 140)), seed=st.integers(0, 2**32 - 1))
+    def new(self, tokens, seed):
+        """Another cache beside those that live."""
+        if self.offered("new"):
+            self.start(tokens, seed)
 
-    @rule(
+    @operation(
         which=st.integers(0, SESSIONS - 1),
         tokens=st.one_of(st.integers(1, 12), st.integers(1, 140)),
         seed=st.integers(0, 2**32 - 1),
     )
     def prefill(self, which, tokens, seed):
         """One call of any length: a prompt, a chunk, a draft."""
-        session = self.pick(which)
-        tokens = self.room(session, tokens)
-        if tokens > 0:
-            session.done.append(f"{tokens} tokens")
-            self.feed(session, [tokens] * len(session.rows), seed)
+        self.call(self.pick(which), tokens, seed)
 
-    @rule(which=st.integers(0, SESSIONS - 1), tokens=st.integers(1, 6), seed=st.integers(0, 2**32 - 1))
+    @operation(which=st.integers(0, SESSIONS - 1), tokens=st.integers(1, 6), seed=st.integers(0, 2**32 - 1))
     def decode(self, which, tokens, seed):
         """Token by token."""
         session = self.pick(which)
         for step in range(self.room(session, tokens)):
-            session.done.append("1 token")
-            self.feed(session, [1] * len(session.rows), (seed + step) % 2**32)
+            self.call(session, 1, (seed + step) % 2**32)
 
-    @rule(which=st.integers(0, SESSIONS - 1), tokens=st.one_of(st.integers(0, DRAFT), st.integers(0, 60)))
+    @operation(which=st.integers(0, SESSIONS - 1), tokens=st.one_of(st.integers(0, DRAFT), st.integers(0, 60)))
     def trim(self, which, tokens):
         """As mlx-lm does it; what says that it is trimmable must take back a draft, or refuse and stay as it is."""
         session = self.pick(which)
-        if not mlx_lm_cache.can_trim_prompt_cache(session.cache):
+        if not self.offered("trim") or not mlx_lm_cache.can_trim_prompt_cache(session.cache):
             return
         tokens = min(tokens, *session.lengths)
         try:
             taken = mlx_lm_cache.trim_prompt_cache(session.cache, tokens)
         except ValueError:
             back = max(row.reach - len(row.ids) + tokens for row in session.rows)
-            assert back > DRAFT, f"A rewind of {tokens} tokens, {back} with those before, was refused."
+            assert back > DRAFT, f"a rewind of {tokens} tokens, {back} with those before, was refused"
             session.done.append(f"refused to trim {tokens}")
             self.probe(session)
             return
-        assert taken == tokens, f"trim({tokens}) of sequences of {session.lengths} tokens gave {taken}."
+        assert taken == tokens, f"trim({tokens}) of sequences of {session.lengths} tokens gave {taken}"
         session.done.append(f"trimmed {tokens}")
         for row in session.rows:
             row.ids = row.ids[: len(row.ids) - tokens]
         self.probe(session)
 
-    @rule(which=st.integers(0, SESSIONS - 1))
+    @operation(which=st.integers(0, SESSIONS - 1))
     def save_and_restore(self, which):
         session = self.pick(which)
+        if not self.offered("save_and_restore"):
+            return
         with tempfile.TemporaryDirectory() as folder:
             path = str(Path(folder) / "cache.safetensors")
             mlx_lm_cache.save_prompt_cache(path, session.cache)
@@ -242,24 +234,43 @@ class CacheMachine(RuleBasedStateMachine):
         session.done.append("saved and restored")
         self.probe(session)
 
-    @rule(which=st.integers(0, SESSIONS - 1))
+    @operation(which=st.integers(0, SESSIONS - 1))
+    def weigh(self, which):
+        """As mlx-lm's server does with what it stores."""
+        session = self.pick(which)
+        if not self.offered("weigh"):
+            return
+        weight = sum(entry.nbytes for entry in session.cache)
+        assert weight > 0 or not max(session.lengths), f"nbytes of {session.lengths} tokens is {weight}"
+        session.done.append("weighed")
+
+    @operation(which=st.integers(0, SESSIONS - 1))
     def branch(self, which):
         session = self.pick(which)
+        if not self.offered("branch"):
+            return
         cache = copy.deepcopy(session.cache)
         self.keep(Session(cache, session.copied_rows(), session.batched, [*session.done, "copied"]))
 
-    @rule(which=st.lists(st.integers(0, SESSIONS - 1), min_size=1, max_size=3))
+    @operation(which=st.lists(st.integers(0, SESSIONS - 1), min_size=1, max_size=3))
     def merge(self, which):
         """Single sequences become a batch; they themselves live on."""
         chosen = [session for session in map(self.pick, which) if not session.batched]
-        if not chosen or not all(session.offered("merge") for session in chosen):
+        if not chosen or not self.offered("merge"):
             return
         cache = [entries[0].merge([*entries]) for entries in zip(*(s.cache for s in chosen), strict=True)]
         done = [f"merged ({'; '.join(', '.join(s.done) or 'nothing' for s in chosen)})"]
         self.keep(Session(cache, [session.copied_rows()[0] for session in chosen], True, done))
 
-    @precondition(lambda self: any(session.batched for session in self.sessions))
-    @rule(
+    @operation(undrawn)
+    def generate(self, prompt, tokens):
+        """At length, evaluating the logits alone as mlx-lm's generator does: nothing may pile up in a fresh cache."""
+        self.current = Session([], [], done=[f"{prompt} tokens", f"{tokens} generated"])
+        found = pending(self.port, prompt, tokens)
+        assert not found, found
+
+    @precondition(lambda self: self.batches)
+    @operation(
         which=st.integers(0, SESSIONS - 1),
         counts=st.lists(st.one_of(st.just(0), st.integers(0, 9), st.integers(0, 140)), min_size=ROWS, max_size=ROWS),
         padding=st.sampled_from([0, 0, 1, 5]),
@@ -268,40 +279,46 @@ class CacheMachine(RuleBasedStateMachine):
     )
     def ragged(self, which, counts, padding, left, seed):
         """A call with as many tokens of each sequence as it likes, padded; on the left only from the start on."""
-        session = self.pick(which)
-        if not session.batched or not session.offered("prepare", "finalize"):
+        if not self.batches or not self.offered("ragged"):
             return
+        session = self.pick_of(self.batches, which)
         counts = [min(n, LONGEST - seen) for n, seen in zip(counts, session.lengths, strict=False)]
         left = left and not any(row.reach for row in session.rows)
         if max(counts) + padding > 0:
             session.done.append(f"padded {'left' if left else 'right'} {counts}+{padding}")
             self.feed(session, counts, seed, padding, left)
 
-    @rule(which=st.integers(0, SESSIONS - 1), row=st.integers(0, ROWS - 1))
+    @precondition(lambda self: self.batches)
+    @operation(which=st.integers(0, SESSIONS - 1), row=st.integers(0, ROWS - 1))
     def extract(self, which, row):
-        session = self.pick(which)
-        if session.batched and session.offered("extract"):
+        if self.batches and self.offered("extract"):
+            session = self.pick_of(self.batches, which)
             row %= len(session.rows)
             cache = [entry.extract(row) for entry in session.cache]
             self.keep(Session(cache, [session.copied_rows()[row]], False, [*session.done, f"extracted {row}"]))
 
-    @rule(which=st.integers(0, SESSIONS - 1), keep=st.lists(st.booleans(), min_size=ROWS, max_size=ROWS))
+    @precondition(lambda self: self.batches)
+    @operation(which=st.integers(0, SESSIONS - 1), keep=st.lists(st.booleans(), min_size=ROWS, max_size=ROWS))
     def filter(self, which, keep):
-        session = self.pick(which)
+        if not self.batches or not self.offered("filter"):
+            return
+        session = self.pick_of(self.batches, which)
         kept = [row for row in range(len(session.rows)) if keep[row]]
-        if session.batched and session.offered("filter") and kept:
+        if kept:
             for entry in session.cache:
                 entry.filter(kept)
             session.rows = [session.rows[row] for row in kept]
             session.done.append(f"filtered {kept}")
             self.probe(session)
 
-    @rule(which=st.integers(0, SESSIONS - 1), other=st.integers(0, SESSIONS - 1))
+    @precondition(lambda self: len(self.batches) > 1)
+    @operation(which=st.integers(0, SESSIONS - 1), other=st.integers(0, SESSIONS - 1))
     def extend(self, which, other):
         """A batch takes another in, which is gone then."""
-        session, other = self.pick(which), self.pick(other)
-        fits = len(session.rows) + len(other.rows) <= ROWS
-        if session is other or not (session.batched and other.batched and fits and session.offered("extend")):
+        if not self.batches or not self.offered("extend"):
+            return
+        session, other = self.pick_of(self.batches, which), self.pick_of(self.batches, other)
+        if session is other or len(session.rows) + len(other.rows) > ROWS:
             return
         for entry, added in zip(session.cache, other.cache, strict=True):
             entry.extend(added)
@@ -311,23 +328,7 @@ class CacheMachine(RuleBasedStateMachine):
         self.probe(session)
 
 
-def machine(port: Port) -> type[CacheMachine]:
-    """The state machine of this port."""
-    return type("CacheMachine", (CacheMachine,), {"port": port})
-
-
-def check(port: Port, sequences: int, operations: int = 30, shrink: bool = True):
-    """Raises AssertionError with the shortest life found after which the port deviates; the same lives at every run."""
-    run_state_machine_as_test(
-        machine(port),
-        settings=settings(
-            max_examples=sequences,
-            stateful_step_count=operations,
-            deadline=None,
-            database=None,
-            derandomize=True,
-            phases=(Phase.generate, Phase.shrink) if shrink else (Phase.generate,),
-            report_multiple_bugs=False,
-            suppress_health_check=[*HealthCheck],
-        ),
-    )
+OPERATIONS = (
+    *("first", "generate", "new", "prefill", "decode", "trim", "save_and_restore", "weigh", "branch"),
+    *("merge", "ragged", "extract", "filter", "extend"),
+)

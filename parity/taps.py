@@ -5,9 +5,28 @@ Works on torch and MLX module trees alike; both packages use the checkpoint's na
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from functools import reduce
+
+import mlx.core as mx
+
+_written = 0  # contexts of as_written
+
+
+@contextmanager
+def as_written() -> Iterator[None]:
+    """MLX compiles nothing for a while: what is compiled was traced earlier, and runs past functions that changed."""
+    global _written
+    _written += 1
+    mx.disable_compile()
+    try:
+        yield
+    finally:
+        _written -= 1
+        if not _written and "MLX_DISABLE_COMPILE" not in os.environ:
+            mx.enable_compile()
 
 
 def find(root, path: str):
@@ -28,6 +47,12 @@ def exists(root, path: str) -> bool:
 def wrapped(module, method: str, wrapper: Callable) -> Iterator[None]:
     """Replace `module.method` on this one instance by wrapper(original) for the time of the block; "" is the call
     itself."""
+    with as_written(), _wrapped(module, method, wrapper):
+        yield
+
+
+@contextmanager
+def _wrapped(module, method: str, wrapper: Callable) -> Iterator[None]:
     if method:
         original = getattr(module, method)
         nested = method in vars(module)

@@ -26,6 +26,7 @@ LIBRARIES = {
     "torch": "torch",
 }
 LONGEST_MESSAGE = 300
+LARGEST_RATIO = 1e9  # JSON knows no infinity
 
 
 class Worker:
@@ -60,6 +61,21 @@ class Worker:
 
             (mx.enable_compile if on else mx.disable_compile)()
         return {}
+
+    def lives(self, vocabulary: int, sequences: int, operations: int, seed: int, generation: bool) -> dict[str, object]:
+        from . import cache_offers, exploring
+        from .life_port import Lives
+
+        port = self.port.living(vocabulary)
+        gaps = cache_offers.gaps(port)
+        lives = Lives(port, frozenset(gaps))
+        broken = exploring.explore(lives, sequences, operations, seed, generation=generation).broken
+        return {
+            "lives": lives.lives,
+            "tokens": lives.tokens,
+            "ratio": min(lives.ratio, LARGEST_RATIO),
+            "gaps": gaps,
+        } | {"broken": broken and [broken.sentence, exploring.sort_of(broken.operations), broken.raised]}
 
     def taps(self, ids: str, out: str) -> dict[str, object]:
         import numpy as np

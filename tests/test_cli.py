@@ -11,7 +11,7 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from parity import cli, environment
+from parity import cli, environment, search
 from parity.layers import SIZES
 from parity.report import document
 from parity.resources import fixtures_path
@@ -310,6 +310,7 @@ def test_candidate_that_gives_nan(capsys, monkeypatch):
 def test_a_reference_that_disagrees_with_itself_stops_the_run(capsys, monkeypatch):
     import reference_torch.compressor
 
+    monkeypatch.setattr(search, "SHRINK_SECONDS", 0.3)
     monkeypatch.setattr(
         reference_torch.compressor.Compressor, "finish", lambda self, rows, blocks, *rest: rows + blocks.sum()
     )

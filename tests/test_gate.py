@@ -19,6 +19,7 @@ import pytest
 
 from parity import bundle, cli, gate
 from parity.containment import landlock_version
+from parity.gate_lives import CACHES, LIVES
 from parity.gate_results import SCHEMA, Candidate, Cell
 from parity.matrix import NOT_ASKED
 from parity.probes import SCHEDULES, of_profile, registry
@@ -82,15 +83,23 @@ def verdicts(report, mechanism):
 # --- right ports ---------------------------------------------------------------------------------------------
 
 
-def test_dsv4_mlx_has_parity_in_every_cell_of_quick(judged):
+@pytest.mark.parametrize(
+    "names",
+    [("embedding", "weights.fp4", "mtp", "model.flash"), pytest.param((), id="all", marks=pytest.mark.slow)],
+)
+def test_dsv4_mlx_has_parity_in_every_cell(judged, few, names):
+    if names:
+        few(*names)
     report = judged("dsv4_mlx")
     assert report["exit_code"] == 0
-    wanted = [(probe.mechanism, schedule) for probe in of_profile("quick") for schedule in probe.schedules]
+    probes = gate.of_profile("quick")
+    wanted = [(probe.mechanism, schedule) for probe in probes for schedule in probe.schedules]
+    wanted.append((CACHES, LIVES))
     assert [(cell["mechanism"], cell["schedule"]) for cell in report["cells"]] == wanted
     assert {cell["verdict"] for cell in report["cells"]} == {"parity"}
     assert all(0 < cell["ratio"] <= 1 for cell in report["cells"])
     assert (report["gaps"], report["diagnosis"], report["first_deviation"], report["layers"]) == ([], [], None, [])
-    assert f"{len(of_profile('quick'))} mechanisms, {len(wanted)} cells, every one agrees." in report["sentence"]
+    assert f"{len(probes) + 1} mechanisms, {len(wanted)} cells, every one agrees." in report["sentence"]
 
 
 # What both the reference and the candidate give is computed anew: nothing may come from the first run.
@@ -394,7 +403,15 @@ HOSTILE = {
 }
 NEVER_RUN = {"exits_on_import", "no_model"}
 # Each differs from one above in what its sentence says, which tests/test_process.py holds too.
-SLOW = {"no_model", "allocates_at_once", "uses_network", "starts_program", "returns_nothing", "returns_too_much"}
+SLOW = {
+    "sleeps",
+    "no_model",
+    "allocates_at_once",
+    "uses_network",
+    "starts_program",
+    "returns_nothing",
+    "returns_too_much",
+}
 SLOW |= {"returns_last_only", "returns_output_object", "returns_tuple"}
 
 

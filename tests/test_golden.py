@@ -29,7 +29,11 @@ def judge(folder):
     return {result.implementation: result for result in Replay(load(folder)).judge(lambda text: None)}
 
 
-@pytest.mark.parametrize("name", CASES)
+# `nox -s golden` replays these too.
+SLOW = {"flash_exact", "flash_native_bfloat16", "flash_quantized", "pro_exact"}
+
+
+@pytest.mark.parametrize("name", [pytest.param(name, marks=[pytest.mark.slow] * (name in SLOW)) for name in CASES])
 def test_official_program(name):
     for result in judge(GOLDEN / name).values():
         assert result.verdict is Verdict.PARITY, result.sentence
@@ -72,7 +76,19 @@ OTHERS = {
 }  # fmt: skip
 
 
-@pytest.mark.parametrize("name", OTHERS)
+SLOW_OTHERS = {
+    "three streams, window 8, two rows",
+    "window 128, longer",
+    "rounded",
+    "other ratios",
+    "softmax",
+    "packed",
+}
+
+
+@pytest.mark.parametrize(
+    "name", [pytest.param(name, marks=[pytest.mark.slow] * (name in SLOW_OTHERS)) for name in OTHERS]
+)
 def test_recordings_of_other_shapes(tmp_path, name):
     changes, options, run = OTHERS[name]
     folder = record(tmp_path / "case", config(**changes), Options(**options), **{"tokens": 140, "prefill": 131} | run)
@@ -162,7 +178,7 @@ WRONG = {
 }  # fmt: skip
 
 
-@pytest.mark.parametrize("name", WRONG)
+@pytest.mark.parametrize("name", [*list(WRONG)[:2], pytest.param("no rotation", marks=pytest.mark.slow)])
 def test_a_wrong_port_is_told_from_a_wrong_recording(name):
     owner, attribute, replacement, cases = WRONG[name]
     with mock.patch.object(owner, attribute, replacement):

@@ -21,6 +21,8 @@ from ..errors import BadInput
 if TYPE_CHECKING:
     import numpy as np
 
+    from ..life_port import Port
+
 WORDS = ("dsv4_mlx", "hf")
 PACKAGES = ("mlx_lm", "mlx_vlm")
 MODEL = "deepseek_v4"
@@ -59,6 +61,9 @@ class Adapter(Protocol):
 
     def mtp(self, ids: np.ndarray, calls: Sequence[int], cached: bool) -> tuple[np.ndarray, str]:
         """Ids [B, T + 1] -> logits two ahead [B, T, V] in float32, own dtype."""
+
+    def living(self, vocabulary: int) -> Port:
+        """The model as the state machine drives it, if it keeps mlx-lm's contract of caches."""
 
     def taps(self, ids: np.ndarray) -> Iterator[tuple[str, str, np.ndarray]]:
         """Path, class and output of every module of a one-shot run, in the order in which they ended."""

@@ -9,6 +9,7 @@ import sys
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import mlx.core as mx
 import numpy as np
@@ -16,6 +17,9 @@ import numpy as np
 from ..taps import wrapped
 from . import Target
 from .problems import NotOffered
+
+if TYPE_CHECKING:
+    from ..life_port import Port
 
 LARGEST_TAP = 4_000_000  # elements
 
@@ -79,6 +83,21 @@ class MLXPort:
 
     def mtp(self, ids: np.ndarray, calls: Sequence[int], cached: bool) -> tuple[np.ndarray, str]:
         raise NotOffered("The candidate offers no logits of its MTP block.")
+
+    def living(self, vocabulary: int) -> Port:
+        """Held to one call of its own with a fresh cache: the matrix judges that call, so a life shows caches alone."""
+        from ..life_port import Port
+
+        if not isinstance(self.fresh_cache(), list):
+            raise NotOffered("The candidate keeps no list of caches, which mlx-lm's contract asks for.")
+        call = lambda ids, cache: self.step(ids, cache).astype(mx.float32)  # noqa: E731
+        return Port(
+            self.model,
+            vocabulary,
+            make_cache=self.fresh_cache,
+            call=call,
+            alone=lambda ids: call(ids, self.fresh_cache()),
+        )
 
     def taps(self, ids: np.ndarray) -> Iterator[tuple[str, str, np.ndarray]]:
         record = []

@@ -7,11 +7,13 @@ from __future__ import annotations
 
 import functools
 import importlib
+import inspect
 from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from types import FunctionType
 
+from ..taps import as_written
 from . import Defect, DefectError, Edit
 
 
@@ -27,7 +29,8 @@ def applied(defects: Iterable[Defect], package: str) -> Iterator[None]:
     try:
         for function, parts in swaps:
             _give(function, parts)
-        yield
+        with as_written() if package == "dsv4_mlx" else nullcontext():
+            yield
     finally:
         for function, parts in kept:
             _give(function, parts)
@@ -107,6 +110,7 @@ def _functions(namespace: dict, module: str) -> dict[str, FunctionType]:
 
 def _inside(value: object) -> Iterator[tuple[str, FunctionType]]:
     """A function, or those of a property or a class method, under a name of their own."""
+    value = inspect.unwrap(value) if callable(value) else value
     parts = {"": value}
     if isinstance(value, property):
         parts = {"": value.fget, ".setter": value.fset}

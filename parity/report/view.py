@@ -19,6 +19,7 @@ SCHEDULES = {
     "decode": "a prompt, then token by token",
     "chunks": "several calls of uneven length",
     "batch": "two rows at once, a prompt, then token by token",
+    "lives": "random lives of the caches: calls, rewinds, copies, files, batches",
 }
 
 

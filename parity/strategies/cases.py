@@ -18,16 +18,23 @@ from .weights import DTYPES, tensor
 
 @dataclass(frozen=True)
 class Profile:
-    """How hard to look: examples a pair and type, and the longest sequence drawn."""
+    """How hard to look: examples a pair and type, the longest sequence drawn, and lives of caches with the operations
+    in each."""
 
     name: str
     examples: int
     tokens: int
+    lives: int = 0
+    operations: int = 0
 
 
 PROFILES = {
     profile.name: profile
-    for profile in (Profile("quick", 12, 140), Profile("full", 60, 300), Profile("exhaustive", 120, 600))
+    for profile in (
+        Profile("quick", 12, 140, 8, 20),
+        Profile("full", 60, 300, 60, 30),
+        Profile("exhaustive", 120, 600, 500, 30),
+    )
 }
 
 

@@ -1,4 +1,7 @@
-"""nox -s bench — examples per second of each pair: `OPS` of the benchmark's table is examples judged per second."""
+"""nox -s bench — examples per second of each pair: `OPS` of the benchmark's table is examples judged per second.
+
+An example of the pair of lives is one life.
+"""
 
 import itertools
 
@@ -7,8 +10,10 @@ import pytest
 from hypothesis import Phase, settings
 
 from parity.examples import judge_case
-from parity.pairs import registry
-from parity.strategies import PROFILES
+from parity.lives import LifeSearch
+from parity.pairs import LifePair, Pair, registry
+from parity.results import Verdict
+from parity.strategies import PROFILES, Profile
 
 CASES = 8
 
@@ -29,11 +34,21 @@ def drawn(pair):
     return found
 
 
-@pytest.mark.parametrize(
-    ("name", "dtype"), [(pair.name, dtype) for pair in registry().values() for dtype in pair.dtypes]
-)
+def rows(kind):
+    return [(pair.name, dtype) for pair in registry().values() if isinstance(pair, kind) for dtype in pair.dtypes]
+
+
+@pytest.mark.parametrize(("name", "dtype"), rows(Pair))
 def test_examples_per_second(benchmark, name, dtype):
     pair = registry()[name]
     cases = itertools.cycle(drawn(pair))
     judged = benchmark.pedantic(lambda: judge_case(pair, next(cases), dtype), rounds=CASES, warmup_rounds=1)
     assert judged.taps
+
+
+@pytest.mark.parametrize(("name", "dtype"), rows(LifePair))
+def test_lives_per_second(benchmark, name, dtype):
+    seeds, one = itertools.count(), Profile("one", 1, 180, 1, 15)
+    search = lambda: LifeSearch(registry()[name], dtype, one, next(seeds)).run(shrink=False)  # noqa: E731
+    result = benchmark.pedantic(search, rounds=CASES, warmup_rounds=1)
+    assert result.verdict is Verdict.PARITY

@@ -1,0 +1,229 @@
+"""Greedy generation in which the MTP blocks draft tokens and the backbone verifies them (spec 11)."""
+
+import time
+from collections.abc import Collection, Iterator, Sequence
+from numbers import Integral
+
+import mlx.core as mx
+from mlx_lm.tokenizer_utils import TokenizerWrapper
+
+from .errors import UsageError
+from .model import Model
+from .pool import REWIND
+
+MOST_DRAFTS = REWIND - 1  # a call that verifies them is of REWIND tokens, all of which a cache can take back
+
+
+class Drafter:
+    """The MTP blocks and their caches, which between drafts hold true tokens only.
+
+    Block 0 reads the backbone's streams at position i and token i + 1. Block m reads the streams that block m - 1 gave
+    at position i and token i + m + 1. Further drafts apply the last block again, to its own streams.
+    """
+
+    def __init__(self, model: Model, draft_tokens: int):
+        self.model, self.cache = model, model.make_mtp_cache()
+        self.blocks = min(len(model.mtp), draft_tokens)  # no draft would read what those behind keep
+        # Of each block the streams at its last position: the next block has not read them, its token was unknown.
+        self.last: list[mx.array | None] = [None] * self.blocks
+
+    def feed(self, streams: mx.array, next_ids: mx.array):
+        """Streams [1, S, n, D] of the backbone and the true ids one ahead [1, S], S >= 1."""
+        for depth in range(self.blocks):
+            if not streams.shape[1]:  # the sequence is too short for this block
+                return
+            given = self.model.mtp_streams(streams, next_ids[:, -streams.shape[1] :], self.cache, depth)
+            streams = _joined(self.last[depth], given[:, :-1])
+            self.last[depth] = given[:, -1:]
+
+    def draft(self, count: int) -> mx.array:
+        """The ids [1, count] that are likely to follow all that was fed; count >= 1. Not computed yet."""
+        unread, depth = self.last[0], 0
+        drafts = self._after(unread, depth)
+        fed = [0] * self.blocks
+        for number in range(1, count):
+            depth = min(number, self.blocks - 1)
+            if number >= self.blocks:
+                unread = unread[:, -1:]
+            tokens = unread.shape[1]
+            given = self.model.mtp_streams(unread, drafts[:, -tokens:], self.cache, depth)
+            fed[depth] += tokens
+            drafts = mx.concatenate([drafts, self._after(given, depth)], axis=1)
+            unread = _joined(self.last[depth], given)
+        for depth, tokens in enumerate(fed):
+            self.cache[depth].trim(tokens)
+        return drafts
+
+    def _after(self, streams: mx.array, depth: int) -> mx.array:
+        return _best(self.model.mtp_head(streams[:, -1:], depth))
+
+
+def _best(logits: mx.array) -> mx.array:
+    """[1, S, V] -> [1, S]; of equal logits the first."""
+    return logits.argmax(axis=-1).astype(mx.int32)
+
+
+def _joined(before: mx.array | None, streams: mx.array) -> mx.array:
+    return streams if before is None else mx.concatenate([before, streams], axis=1)
+
+
+class TokenStream(Iterator[tuple[int, bool]]):
+    """Pairs (token, from_draft), the tokens being those of plain greedy decoding.
+
+    A token of ``eos_token_ids`` is given and ends the stream. ``drafted`` and ``accepted`` count the drafts so far.
+    """
+
+    def __init__(
+        self,
+        model: Model,
+        prompt: Sequence[int] | mx.array,
+        *,
+        max_tokens: int = 256,
+        draft_tokens: int = 1,
+        eos_token_ids: Collection[int] = (),
+        prefill_step_size: int = 2048,
+    ):
+        """``draft_tokens``: drafts a verification, 1 to 15. ``prefill_step_size``: tokens of the prompt a call.
+
+        Raises UsageError at once, before anything is computed.
+        """
+        if not getattr(model, "mtp", None):
+            raise UsageError("The model has no MTP block to draft with: its checkpoint or its config counts none.")
+        _check_number("draft_tokens", draft_tokens, most=MOST_DRAFTS)
+        _check_number("max_tokens", max_tokens)
+        _check_number("prefill_step_size", prefill_step_size)
+        prompt = _checked_ids(prompt, model.args.vocab_size)
+        self.model, self.max_tokens, self.draft_tokens = model, max_tokens, draft_tokens
+        self.eos_token_ids = frozenset(eos_token_ids)
+        self.prefill_step_size = prefill_step_size
+        self.cache, self.drafter = model.make_cache(), Drafter(model, draft_tokens)
+        self.drafted = self.accepted = 0
+        self._tokens = self._until_end(prompt)
+
+    def __next__(self) -> tuple[int, bool]:
+        return next(self._tokens)
+
+    def _until_end(self, prompt: mx.array) -> Iterator[tuple[int, bool]]:
+        for given, (token, from_draft) in enumerate(self._endless(prompt), start=1):
+            self.accepted += from_draft
+            yield token, from_draft
+            if token in self.eos_token_ids or given == self.max_tokens:
+                return
+
+    def _endless(self, prompt: mx.array) -> Iterator[tuple[int, bool]]:
+        """Between rounds the caches hold all tokens but the last, which is the model's and not fed yet."""
+        token = self._prefill(prompt)
+        given = 1
+        yield token, False
+        while True:
+            count = min(self.draft_tokens, self.max_tokens - given - 1)  # as many as can be needed, and one more
+            ids = mx.array([[token]], dtype=mx.int32)
+            if count > 0:
+                ids = mx.concatenate([ids, self.drafter.draft(count)], axis=1)
+                self.drafted += count
+            streams = self.model.streams(ids, self.cache)
+            best = _best(self.model.logits(streams))
+            drafts, true = ids[0, 1:].tolist(), best[0].tolist()
+            taken = next((i for i, draft in enumerate(drafts) if draft != true[i]), len(drafts))
+            for state in self.cache:
+                state.trim(len(drafts) - taken)
+            self.drafter.feed(streams[:, : taken + 1], best[:, : taken + 1])
+            for index in range(taken + 1):
+                yield true[index], index < taken
+            given += taken + 1
+            token = true[taken]
+
+    def _prefill(self, prompt: mx.array) -> int:
+        """Feed the prompt [1, P]; the token after it."""
+        length = prompt.shape[1]
+        for start in range(0, length, self.prefill_step_size):
+            end = min(start + self.prefill_step_size, length)
+            streams = self.model.streams(prompt[:, start:end], self.cache)
+            if end < length:
+                following = prompt[:, start + 1 : end + 1]
+            else:
+                token = _best(self.model.logits(streams[:, -1:]))
+                following = mx.concatenate([prompt[:, start + 1 :], token], axis=1)
+            self.drafter.feed(streams, following)
+            mx.eval([state.state for state in [*self.cache, *self.drafter.cache]], self.drafter.last)
+            mx.clear_cache()
+        return token.item()
+
+
+def _check_number(name: str, value: int, most: int | None = None):
+    if not isinstance(value, Integral) or value < 1 or (most is not None and value > most):
+        allowed = "at least 1" if most is None else f"from 1 to {most}"
+        raise UsageError(f"{name} is {value}; give a whole number {allowed}.")
+
+
+def _checked_ids(prompt: Sequence[int] | mx.array, vocabulary: int) -> mx.array:
+    """The prompt as [1, P]."""
+    ids = prompt.tolist() if hasattr(prompt, "tolist") else list(prompt)
+    if not ids:
+        raise UsageError("The prompt is empty; give at least one token.")
+    for token in ids:
+        if not isinstance(token, Integral):
+            raise UsageError(f"The prompt holds {token!r}; give one sequence of token ids.")
+        if not 0 <= token < vocabulary:
+            raise UsageError(f"Token id {token} is outside the vocabulary of {vocabulary}.")
+    return mx.array([[int(token) for token in ids]], dtype=mx.int32)
+
+
+def generate(
+    model: Model,
+    tokenizer,
+    prompt: str | Sequence[int] | mx.array,
+    *,
+    verbose: bool = False,
+    eos_token_ids: Collection[int] | None = None,
+    **options,
+) -> str | list[int]:
+    """What greedy decoding continues the prompt with: text, or a list of ids where ``tokenizer`` is None.
+
+    The end token is left out. ``eos_token_ids`` is the tokenizer's where None is given. ``verbose`` prints the text as
+    it comes, then speed and accepted drafts. ``options`` and UsageError are those of ``TokenStream``.
+    """
+    if tokenizer is not None and not isinstance(tokenizer, TokenizerWrapper):
+        tokenizer = TokenizerWrapper(tokenizer)
+    if eos_token_ids is None:
+        eos_token_ids = tokenizer.eos_token_ids if tokenizer else ()
+    stream = TokenStream(model, _encoded(tokenizer, prompt), eos_token_ids=eos_token_ids, **options)
+    detokenizer = tokenizer.detokenizer if tokenizer else None
+    tokens, text = [], ""
+
+    def say(part: str):
+        nonlocal text
+        text += part
+        if verbose:
+            print(part, end="", flush=True)
+
+    started = time.perf_counter()
+    first = None
+    for token, _ in stream:
+        first = first or time.perf_counter()
+        if token in stream.eos_token_ids:
+            break
+        tokens.append(token)
+        if detokenizer:
+            detokenizer.add_token(token)
+            say(detokenizer.last_segment)
+    ended = time.perf_counter()
+    if detokenizer:
+        detokenizer.finalize()
+        say(detokenizer.last_segment)
+    if verbose:
+        share = f" ({stream.accepted / stream.drafted:.0%})" if stream.drafted else ""
+        print(f"{'' if detokenizer else tokens}\n{'=' * 10}\nPrompt: {first - started:.3f} s")
+        print(f"Generation: {len(tokens)} tokens, {max(len(tokens) - 1, 0) / (ended - first):.3f} tokens-per-sec")
+        print(f"Drafts: {stream.accepted} of {stream.drafted} accepted{share}")
+    return text if detokenizer else tokens
+
+
+def _encoded(tokenizer: TokenizerWrapper | None, prompt: str | Sequence[int] | mx.array):
+    if not isinstance(prompt, str):
+        return prompt
+    if tokenizer is None:
+        raise UsageError("The prompt is text, but there is no tokenizer; give token ids.")
+    # A chat template has put the first token there already.
+    special = tokenizer.bos_token is None or not prompt.startswith(tokenizer.bos_token)
+    return tokenizer.encode(prompt, add_special_tokens=special)
