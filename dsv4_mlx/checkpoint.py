@@ -1,15 +1,16 @@
 """From the published checkpoint to parameters: names, packed weights, stacked experts, dtypes (spec 13)."""
 
-import json
 import re
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import mlx.core as mx
-from mlx.utils import tree_map_with_path
+from mlx.utils import tree_flatten, tree_map_with_path
 
 from . import quantization
 from .config import ModelArgs
+from .errors import UsageError
+from .safetensors_folder import read_config, read_tensors
 
 if TYPE_CHECKING:
     from .model import Model
@@ -25,12 +26,12 @@ def sanitize(weights: dict[str, mx.array], args: ModelArgs) -> tuple[dict[str, m
 
     Packed weights are decoded to float32, experts stacked, ``hc_attn_fn`` becomes ``hc_attn.fn``, int64
     tables become int32, wo_a one matrix a group. MTP tensors that the config does not count are dropped.
-    What is converted stays.
+    What is converted stays. Raises UsageError.
     """
-    weights = {name.removeprefix("model."): value for name, value in weights.items()}
+    weights = _renamed(weights)
+    _refuse_drafter(weights, args)
     weights = {name: value for name, value in weights.items() if _wanted(name, args)}
     weights, stored = _decode(weights)
-    weights = {HYPER_CONNECTION.sub(r"\1hc_\2.\3", name): value for name, value in weights.items()}
     for name, value in weights.items():
         if name.endswith(".tid2eid"):
             weights[name] = value.astype(mx.int32)
@@ -39,6 +40,30 @@ def sanitize(weights: dict[str, mx.array], args: ModelArgs) -> tuple[dict[str, m
         if name.endswith(".wo_a.weight"):
             weights[name] = value.reshape(args.o_groups, -1, value.shape[-1])
     return {name: _inputs_first(name, value) for name, value in weights.items()}, stored
+
+
+def _renamed(weights: dict[str, mx.array]) -> dict[str, mx.array]:
+    """One spelling of each name; a checkpoint that holds two of one tensor is refused, as they may differ."""
+    renamed, first = {}, {}
+    for name, value in weights.items():
+        one = HYPER_CONNECTION.sub(r"\1hc_\2.\3", name.removeprefix("model."))
+        if one in renamed:
+            raise UsageError(f"The checkpoint holds {first[one]} and {name}, two spellings of one tensor; keep one.")
+        renamed[one], first[one] = value, name
+    return renamed
+
+
+def _refuse_drafter(weights: dict[str, mx.array], args: ModelArgs):
+    """Flash-0731's ``mtp.0`` to ``mtp.2`` are the stages of a draft model of another kind."""
+    if not args.num_nextn_predict_layers:
+        return
+    held = any(name.startswith("mtp.") for name in weights)
+    if (held and "mtp.0.enorm.weight" not in weights) or (not held and args.num_nextn_predict_layers > 1):
+        raise UsageError(
+            f"The config counts {args.num_nextn_predict_layers} MTP blocks, but the checkpoint holds none: mtp.0 to "
+            "mtp.2 of Flash-0731 are a drafter of another kind; for the backbone alone set num_nextn_predict_layers "
+            "to 0 and take its entries off the end of compress_ratios."
+        )
 
 
 def _inputs_first(name: str, value: mx.array) -> mx.array:
@@ -103,40 +128,61 @@ def may_cast(path: str) -> bool:
     return not path.endswith(FLOAT32_ONLY)
 
 
-def read_tensors(folder: Path) -> dict[str, mx.array]:
-    """All tensors of ``model.safetensors``, or of the shards that ``model.safetensors.index.json`` lists."""
-    index = folder / "model.safetensors.index.json"
-    if index.exists():
-        shards = sorted(set(json.loads(index.read_text())["weight_map"].values()))
-    else:
-        shards = ["model.safetensors"]
-    weights = {}
-    for shard in shards:
-        if not (folder / shard).exists():
-            raise FileNotFoundError(f"The checkpoint has no {shard}.")
-        weights.update(mx.load(str(folder / shard)))
-    return weights
-
-
 def load(folder: str | Path, dtype: mx.Dtype | None = None, **options) -> "Model":
     """The model of a checkpoint folder, with its weights.
 
     ``dtype`` is float32 (all parameters), bfloat16 or float16 (all but those that ``may_cast`` keeps), or
     None for the config's torch_dtype. ``options`` replace keys of the config: ``shared_expert_clamp=False``.
+    Raises UsageError for what the folder holds, ValueError for what fits no model of this config.
     """
     from .model import Model  # model.py needs this module for its own sanitize
 
     folder = Path(folder)
-    config = json.loads((folder / "config.json").read_text())
+    config = read_config(folder)
+    _refuse_quantized(config)
     unknown = sorted(set(options) - set(ModelArgs.__dataclass_fields__))
     if unknown:
         raise ValueError(f"There is no option {', '.join(unknown)}.")
     args = ModelArgs.from_dict(config | options)
     model = Model(args)
-    model.load_weights(list(model.sanitize(read_tensors(folder)).items()), strict=True)
+    weights = model.sanitize(read_tensors(folder))
+    _check_fits(weights, dict(tree_flatten(model.parameters())))
+    model.load_weights(list(weights.items()), strict=True)
     cast(model, dtype if dtype is not None else getattr(mx, args.torch_dtype))
-    mx.eval(model.parameters())
+    try:
+        mx.eval(model.parameters())
+    except RuntimeError as error:
+        reason = " ".join(str(error).split())[:200].rstrip(".")
+        raise UsageError(f"The tensors in {folder} cannot be read ({reason}).") from error
+    for name, value in tree_flatten(model.parameters()):
+        if mx.issubdtype(value.dtype, mx.floating) and not mx.isfinite(value).all().item():
+            raise UsageError(f"Tensor {name} holds values that are not finite; the checkpoint is damaged.")
     return model
+
+
+def _check_fits(weights: dict[str, mx.array], parameters: dict[str, mx.array]):
+    """Raise UsageError, in one sentence, where ``load_weights`` would list all names."""
+    for names, what in (
+        (weights.keys() - parameters.keys(), "belongs to no part of this model"),
+        (parameters.keys() - weights.keys(), "is missing"),
+    ):
+        if names:
+            others = f", as for {len(names) - 1} others" * (len(names) > 1)
+            raise UsageError(f"Tensor {min(names)} {what}{others}: the config does not fit the checkpoint.")
+    for name, value in parameters.items():
+        if weights[name].shape != value.shape:
+            raise UsageError(f"Tensor {name} has shape {weights[name].shape}; the config asks for {value.shape}.")
+
+
+def _refuse_quantized(config: dict):
+    """Of a conversion only mlx-lm's own loader knows how to build the layers."""
+    how = config.get("quantization")
+    if isinstance(how, dict):
+        bits = f"{how['bits']} bits" if "bits" in how else "its own formats"
+        raise UsageError(
+            f"The folder is a quantised conversion ({bits}), which this function does not read; give the published "
+            "checkpoint, or a conversion in floating point."
+        )
 
 
 def cast(model: "Model", dtype: mx.Dtype):

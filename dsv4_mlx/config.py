@@ -10,6 +10,7 @@ from mlx_lm.models.base import BaseModelArgs
 OVERLAP_RATIO = 4  # layers of this ratio pool over two blocks and choose rows by an indexer
 SCORING_FUNCTIONS = ("sqrtsoftplus", "sigmoid", "softmax")
 SIMULATIONS = ("none", "published")
+TYPES = ("float32", "bfloat16", "float16")
 
 # What the formulas leave no room for: a config that says otherwise describes another model.
 FIXED = {
@@ -21,26 +22,30 @@ FIXED = {
     "attention_bias": False,
     "tie_word_embeddings": False,
 }
-AT_LEAST_ONE = (
-    "vocab_size",
-    "hidden_size",
-    "moe_intermediate_size",
-    "num_hidden_layers",
-    "num_attention_heads",
-    "head_dim",
-    "qk_rope_head_dim",
-    "q_lora_rank",
-    "o_groups",
-    "o_lora_rank",
-    "sliding_window",
-    "n_routed_experts",
-    "num_experts_per_tok",
-    "index_n_heads",
-    "index_head_dim",
-    "index_topk",
-    "hc_mult",
-    "hc_sinkhorn_iters",
-)
+# The most of each: far beyond any published config, and small enough that a damaged one takes no machine down.
+MOST = {
+    "vocab_size": 2**24,
+    "hidden_size": 2**17,
+    "moe_intermediate_size": 2**17,
+    "num_hidden_layers": 2**10,
+    "num_attention_heads": 2**12,
+    "head_dim": 2**14,
+    "qk_rope_head_dim": 2**14,
+    "q_lora_rank": 2**17,
+    "o_groups": 2**12,
+    "o_lora_rank": 2**17,
+    "sliding_window": 2**24,
+    "n_routed_experts": 2**13,
+    "num_experts_per_tok": 2**13,
+    "index_n_heads": 2**12,
+    "index_head_dim": 2**14,
+    "index_topk": 2**24,
+    "hc_mult": 2**6,
+    "hc_sinkhorn_iters": 2**10,
+    "num_hash_layers": 2**10,
+    "num_nextn_predict_layers": 2**4,
+}
+MOST_RATIO = 2**20
 AT_LEAST_ZERO = ("num_hash_layers", "num_nextn_predict_layers")
 NUMBERS = (
     "rope_theta",
@@ -108,6 +113,13 @@ class ModelArgs(BaseModelArgs):
     def from_dict(cls, params: dict[str, Any]) -> "ModelArgs":
         """Args from a parsed ``config.json``; unknown keys are ignored, missing ones raise ValueError."""
         _require(isinstance(params, dict), f"The config must be a JSON object, not {reprlib.repr(params)}.")
+        _require(
+            "hidden_size" in params or not {"dim", "n_layers"} <= params.keys(),
+            "The config is the official program's own (dim, n_layers, ...); take the config.json that is published "
+            "beside the weights.",
+        )
+        if params.get("torch_dtype") is None and params.get("dtype") is not None:  # its name since transformers 4.56
+            params = params | {"torch_dtype": params["dtype"]}
         needed = [f.name for f in fields(cls) if f.default is MISSING and f.default_factory is MISSING]
         missing = [name for name in needed if params.get(name) is None]
         if missing:
@@ -115,13 +127,17 @@ class ModelArgs(BaseModelArgs):
         return super().from_dict(params)
 
     def __post_init__(self):
-        for least, names in enumerate((AT_LEAST_ZERO, AT_LEAST_ONE)):
-            for name in names:
-                value = getattr(self, name)
-                _require(
-                    isinstance(value, int) and not isinstance(value, bool) and value >= least,
-                    f"{name} must be an integer of at least {least}, not {reprlib.repr(value)}.",
-                )
+        for name, most in MOST.items():
+            value, least = getattr(self, name), 0 if name in AT_LEAST_ZERO else 1
+            _require(
+                isinstance(value, int) and not isinstance(value, bool) and value >= least,
+                f"{name} must be an integer of at least {least}, not {reprlib.repr(value)}.",
+            )
+            _require(value <= most, f"{name} must be at most {most}, not {reprlib.repr(value)}.")
+        _require(
+            self.torch_dtype in TYPES,
+            f"torch_dtype must be one of {', '.join(TYPES)}, not {reprlib.repr(self.torch_dtype)}.",
+        )
         for name in NUMBERS:
             value = getattr(self, name)
             _require(_is_number(value), f"{name} must be a finite number, not {reprlib.repr(value)}.")
@@ -140,8 +156,8 @@ class ModelArgs(BaseModelArgs):
             f"num_nextn_predict_layers is {layers} + {drafts}.",
         )
         _require(
-            all(isinstance(r, int) and not isinstance(r, bool) and r >= 0 for r in self.compress_ratios),
-            f"compress_ratios must be integers of at least 0, not {reprlib.repr(self.compress_ratios)}.",
+            all(isinstance(r, int) and not isinstance(r, bool) and 0 <= r <= MOST_RATIO for r in self.compress_ratios),
+            f"compress_ratios must be integers from 0 to {MOST_RATIO}, not {reprlib.repr(self.compress_ratios)}.",
         )
         _require(
             self.num_attention_heads % self.o_groups == 0,

@@ -6,6 +6,8 @@ import mlx.nn as nn
 from . import norm
 from .config import ModelArgs
 
+FAR_BELOW = -40.0  # softplus(x) and e^x are the same number from here on, in float64 too
+
 
 class Router(nn.Module):
     """Top-k of biased scores, or in the first layers a table by token id; weights are unbiased scores."""
@@ -27,7 +29,8 @@ class Router(nn.Module):
             return mx.softmax(logits, axis=-1)
         if self.scoring_func == "sigmoid":
             return mx.sigmoid(logits)
-        return mx.sqrt(nn.softplus(logits))
+        # Far below 0 softplus is e^x, whose root need not pass through what float32 cannot hold, and MLX makes 0.
+        return mx.where(logits < FAR_BELOW, mx.exp(logits / 2), mx.sqrt(nn.softplus(logits)))
 
     def select(self, scores: mx.array, ids: mx.array) -> mx.array:
         """Scores [B, S, E] and token ids [B, S] -> experts [B, S, k]; only here does the bias count."""

@@ -104,11 +104,15 @@ class Diagnoser:
         """Whether a patched reference gave what the candidate gave, tokens without finite logits included."""
         family, given = self.families[mechanism], self.matrix.logits[mechanism, schedule]
         run, finite = run.double(), run.isfinite().all(-1)
-        if not torch.equal(finite, given.isfinite().all(-1)) or not finite.any():
+        if not torch.equal(finite, given.isfinite().all(-1)):
+            return False
+        judged = (family.clear if clear is None else clear).clone()
+        judged[: len(run)] &= finite
+        if not judged[: len(run)].any():  # nothing was shown
             return False
         whole = torch.zeros_like(family.exact)
         whole[: len(run)] = run
-        return family.measure(schedule, given, whole, clear).ratio <= SAME
+        return family.measure(schedule, given, whole, judged).ratio <= SAME
 
     def _partly_alike(self, mechanism: str, schedule: str, run: Tensor) -> bool:
         """Whether enough tokens agree for the others to be a matter of unclear choices."""

@@ -18,13 +18,15 @@ from .gate_lives import CACHES, CHECKPOINT, LIVES, OFFERED, judge_lives, mechani
 from .gate_results import Candidate, Cell, Deviation, Gap, GateReport, Mechanism
 from .matrix import NOT_ASKED, PATIENCE, Engine, Matrix, ask, close_gaps, judge_probe
 from .matrix import judge as judge_logits
-from .probes import SCHEDULES, Probe, of_profile
+from .probes import SCHEDULES, Probe, of_profile, registry
 from .process import CandidateProblem, MissingImports, Process, can_compile
 from .results import Verdict, overall
 
 Progress = Callable[[str], None]
 
 FIRST_REVISION = "D076-missing"
+# What kinds of candidates are known not to offer. (transformers loads packed weights where accelerate is installed.)
+NOT_OFFERED_BY = {"dsv4_mlx": (), "hf": ("mtp", CACHES, "weights.fp8", "weights.fp4")}
 WORDS = {
     "oneshot": "one call without a cache",
     "cached": "one call with a cache",
@@ -242,10 +244,20 @@ def _look_inside(engine: Engine, families: dict[str, Family], cell: Cell, scratc
         )
 
 
+def _lacking(report: GateReport) -> list[Cell]:
+    """Cells that a candidate of this kind is known to offer and that were not judged."""
+    if report.candidate.kind not in NOT_OFFERED_BY:
+        return []
+    known = {mechanism for mechanism, probe in registry().items() if probe.optional}
+    known |= {*NOT_OFFERED_BY[report.candidate.kind]}
+    return [cell for cell in report.cells if cell.verdict is Verdict.COVERAGE_GAP and cell.mechanism not in known]
+
+
 def conclude(report: GateReport) -> None:
     """The verdict and its sentence."""
     judged = [cell for cell in report.cells if cell.verdict is not Verdict.COVERAGE_GAP]
     report.verdict = overall([cell.verdict for cell in judged])
+    lacking = _lacking(report)
     name, required = report.candidate.name, [gap for gap in report.gaps if gap.required]
     bad = next((cell for cell in judged if cell.verdict in (Verdict.DIVERGES, Verdict.CRASHED)), None)
     if bad is not None:
@@ -258,6 +270,12 @@ def conclude(report: GateReport) -> None:
         report.verdict = Verdict.COVERAGE_GAP
         said = required[0].sentence.rstrip(".")
         report.sentence = f"{name} agrees wherever it was judged, but {required[0].what} was required: {said}."
+    elif report.verdict is Verdict.PARITY and lacking:
+        report.verdict = Verdict.COVERAGE_GAP
+        report.sentence = (
+            f"Only {len(report.cells) - len(lacking)} of {len(report.cells)} cells that {name} is known to offer were "
+            f"judged ({lacking[0].mechanism} under {WORDS[lacking[0].schedule]}: {lacking[0].sentence.rstrip('.')})."
+        )
     elif report.verdict is Verdict.PARITY:
         rows = len({cell.mechanism for cell in judged})
         report.sentence = (

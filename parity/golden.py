@@ -228,6 +228,10 @@ class Replay:
                 0.0,
                 note=f"has shape {tuple(got.shape)}",
             )
+        exact, baseline, nulls, nudged = family.tap(tap)
+        if not all(run.isfinite().all() for run in (exact, baseline, *nulls, *nudged)):
+            note = "the reference's values are not finite where the recording's are"
+            return GoldenTap(name, schedule, float("inf"), float("inf"), 0.0, 0.0, float("inf"), 0.0, note=note)
         if self.recording.native:
             judged = by_rms(family, tap, got.double(), recorded, free=name == "logits.incremental")
         else:
@@ -248,6 +252,8 @@ class Replay:
         worst = max(choice.worst_excess for choice in choices)
         note = f"{illegal} choices beyond their margin" if illegal else ""
         ratio = max(worst, 1.0 + 1e-9) if illegal else 0.0
+        if not family.exact.scores[path].isfinite().all():
+            ratio, note = float("inf"), "the reference's scores are not finite"
         ties = sum(choice.ties for choice in choices)
         return GoldenTap(name, "isolated", 0.0, 0.0, 0.0, 0.0, ratio, 0.0, ties, note)
 
@@ -264,6 +270,11 @@ class Replay:
         ties = sum(tap.ties for tap in found)
         if verdict is Verdict.PARITY:
             sentence = f"{name} agrees with the recording on all {len(found)} comparisons"
+            hanging = [tap for tap in found if tap.undecided == 1]
+            if any(tap.schedule == "isolated" for tap in hanging):
+                verdict = Verdict.INCONCLUSIVE
+            if hanging:
+                sentence += f", but every token of '{hanging[0].name}' ({hanging[0].schedule}) hangs on a rounding"
         else:
             red = sum(tap.ratio > 1 for tap in found)
             first = next(tap for tap in found if tap.ratio > 1)
@@ -297,7 +308,9 @@ def by_token(family: Family, tap: str, got: Tensor, recorded: Tensor, causal: bo
         limit_rms, limit_max = BOTH_SIDES * measured.limit_rms, BOTH_SIDES * measured.limit_max
         ratio = max(measured.error_rms / limit_rms, measured.error_max / limit_max)
     beyond = ~decided
-    if beyond.any() and causal:
+    if not error.isfinite().all():  # no comparison with NaN is true
+        ratio = float("inf")
+    elif beyond.any() and causal:
         spread = max(rms(run.double()[beyond] - exact[beyond]) for run in (*nulls, *nudged))
         ratio = max(ratio, rms(error[beyond]) / (limit_rms + undecided.FLIP_MARGIN * spread))
     elif beyond.any():

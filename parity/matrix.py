@@ -38,7 +38,7 @@ class Engine(Protocol):
 @dataclass
 class Matrix:
     """Cells in order, by (mechanism, schedule) the logits of those that gave some of the right shape, and which of them
-    the candidate refused: it raised, or does not offer them."""
+    the candidate says that it does not offer."""
 
     cells: list[Cell] = field(default_factory=list)
     logits: dict[tuple[str, str], Tensor] = field(default_factory=dict)
@@ -78,7 +78,7 @@ def _cell(engine: Engine, family: Family, schedule: str, matrix: Matrix) -> Cell
         logits = ask(engine, family, schedule)
     except CandidateProblem as problem:
         matrix.troubles += isinstance(problem, (Died, Hung, AteMemory))
-        if isinstance(problem, (Raised, NotOffered)):
+        if isinstance(problem, NotOffered):  # what raises is crashed, wherever it does
             matrix.refused.add((mechanism, schedule))
         return _failed(mechanism, schedule, "", problem)
     cell = judge(family, schedule, logits)
@@ -145,13 +145,11 @@ def _failed(mechanism: str, schedule: str, doing: str, problem: CandidateProblem
 
 
 def close_gaps(matrix: Matrix, schedules: Iterable[str]) -> list[str]:
-    """Schedules that the candidate refuses whatever it is given, though it runs otherwise: it offers none of them."""
+    """Schedules that the candidate says it does not offer whatever it is given, though it runs otherwise."""
     missing = []
     runs = {cell.mechanism for cell in matrix.cells if cell.verdict in (Verdict.PARITY, Verdict.DIVERGES)}
     for schedule in schedules:
         cells = [cell for cell in matrix.cells if cell.schedule == schedule and cell.mechanism in runs]
         if len(cells) > 1 and all((cell.mechanism, schedule) in matrix.refused for cell in cells):
             missing.append(schedule)
-            for cell in cells:
-                cell.verdict = Verdict.COVERAGE_GAP
     return missing

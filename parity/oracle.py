@@ -168,7 +168,9 @@ def judge(
             judged.broken[name] = f"has shape {tuple(got.shape)} where the reference has {tuple(reference.shape)}"
         elif got.dtype.is_floating_point != reference.dtype.is_floating_point:
             judged.broken[name] = f"has type {got.dtype}"
-        elif reference.isfinite().any():
+        elif not reference.isfinite().all():
+            judged.broken[name] = "is not finite in the exact reference, so that it cannot be compared"
+        else:
             others = [run.taps[name] for run in nulls], [run.taps[name] for run in nudged]
             judged.taps[name] = measure_rows(reference, baseline.taps[name], *others, got, dtype)
     for path, scores in exact.scores.items():

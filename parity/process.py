@@ -358,7 +358,8 @@ class Process:
         if kind == "exit":
             return Died(f"The candidate called sys.exit({message}) {doing}{place}.")
         if kind == "not offered":
-            return NotOffered(message)
+            said = f"The candidate says that it does not offer this: {message.rstrip('.')}."
+            return NotOffered(said if error["type"] == "NotImplementedError" else message)
         if kind == "wrote outside":
             return WroteOutside(f"The candidate tried to {message} {doing}, which its process may not.")
         if kind == "missing imports":

@@ -3,7 +3,6 @@ recordings)."""
 
 from __future__ import annotations
 
-import json
 import re
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,6 +11,7 @@ import torch
 from torch import Tensor
 
 from reference_torch import CheckpointError, Config, ConfigError, Options, build
+from reference_torch.config import read_json
 from reference_torch.safetensors_folder import read_file, read_folder
 
 from .errors import BadInput
@@ -109,11 +109,9 @@ def load(folder: Path) -> Recording:
 
 def _json(path: Path):
     try:
-        return json.loads(path.read_text(encoding="utf-8"))
-    except OSError as error:
-        raise BadInput(f"{path} cannot be read ({error.strerror}); a recorded case needs it.") from error
-    except (ValueError, RecursionError) as error:
-        raise BadInput(f"{path} is not valid JSON: {error}.") from error
+        return read_json(path)
+    except ConfigError as error:
+        raise BadInput(f"{str(error).rstrip('.')}; a recorded case needs it.") from error
 
 
 def _case(folder: Path) -> dict:

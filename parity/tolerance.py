@@ -102,10 +102,12 @@ def spacing(dtype: torch.dtype, value: float) -> float:
 def measure(exact: Tensor, baseline: Tensor, nulls: list[Tensor], candidate: Tensor, dtype: str) -> Measurement:
     """Judge one tensor. `baseline` keeps its own type, which sets the floor; all have exact's shape.
 
+    Elements that are finite in exact, but not under every rounding, are no claim about the candidate and are left out;
+    where that leaves nothing to compare, the error is infinite: nothing was shown.
+
     The floor is one rounding to the output's type: spacing/sqrt(12) for the RMS of 64 elements and more, a whole
     spacing for fewer and for the maximum. An error below it cannot be told from a correct rounding.
     """
-    # What is 0/0 or overflows in the reference itself is no claim about the candidate.
     undefined = ~torch.stack([tensor.isfinite() for tensor in (exact, baseline, *nulls)]).all(0)
     exact, baseline, candidate, *nulls = (
         tensor.masked_fill(undefined, 0) for tensor in (exact, baseline, candidate, *nulls)
@@ -118,11 +120,13 @@ def measure(exact: Tensor, baseline: Tensor, nulls: list[Tensor], candidate: Ten
     family = [tensor.double() - exact for tensor in (baseline, *nulls)]
     null_rms, null_max = max(map(rms, family)), max(map(peak, family))
     error = candidate.double() - exact
+    if undefined.numel() and undefined.all():
+        error = error.fill_(torch.nan)
     rule = rule_for(null_rms, scale, dtype)
     rows = exact.numel() // max(exact.shape[-1], 1) if exact.ndim else 1
     slack = 1 + SCATTER / math.sqrt(max(rows, 1))
     return Measurement(
-        elements=exact.numel(),
+        elements=exact.numel() - int(undefined.sum()),
         rows=rows,
         rule=rule,
         scale=scale,

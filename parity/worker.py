@@ -135,7 +135,7 @@ def problem(error: BaseException, target: Target | None) -> dict[str, object]:
     kind = "raised"
     if isinstance(error, SystemExit):
         kind = "exit"
-    elif isinstance(error, NotOffered):
+    elif isinstance(error, (NotOffered, NotImplementedError)):  # the latter is how Python code says so
         kind = "not offered"
     elif names := missing_imports(error, target):
         kind = "missing imports"

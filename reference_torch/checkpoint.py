@@ -28,6 +28,9 @@ def build(config: Config, tensors: dict[str, Tensor], dtype: torch.dtype, option
     Every tensor must be used, every parameter filled. Matrices take `dtype`; norms, hyper-connections, sinks, ape,
     router biases, compressor projections and the output head stay wide, as published (spec 2).
     """
+    if not config.num_nextn_predict_layers and any("markov_head" in name for name in tensors):  # Flash-0731's drafter
+        tensors = {name: tensor for name, tensor in tensors.items() if not name.startswith("mtp.")}
+    _check_ends(config, tensors)
     model = Model(config, options)
     modules = dict(model.named_modules())
     parameters = dict(model.named_parameters())
@@ -62,6 +65,31 @@ def build(config: Config, tensors: dict[str, Tensor], dtype: torch.dtype, option
     return model
 
 
+def _check_ends(config: Config, tensors: dict[str, Tensor]) -> None:
+    """What a config claims that the checkpoint does not hold, seen before memory is taken for it."""
+    blocks, held = config.num_nextn_predict_layers, any(name.startswith("mtp.") for name in tensors)
+    if blocks and "mtp.0.enorm.weight" not in tensors and (held or blocks > 1):
+        raise CheckpointError(
+            f"the config counts {blocks} MTP blocks, but the checkpoint holds none: mtp.0 to mtp.2 of Flash-0731 are "
+            "a drafter of another kind; for the backbone alone set num_nextn_predict_layers to 0 and take its entries "
+            "off the end of compress_ratios."
+        )
+    last = f"layers.{config.num_hidden_layers - 1}"
+    for name in (f"{last}.attn_norm.weight", f"{last}.ffn.experts.{config.n_routed_experts - 1}.w1.weight"):
+        if name not in tensors:
+            raise CheckpointError(f"tensor '{name}' is missing; does the config fit the checkpoint?")
+    shapes = {
+        "embed.weight": (config.vocab_size, config.hidden_size),
+        "layers.0.attn.wq_a.weight": (config.q_lora_rank, config.hidden_size),
+        "layers.0.attn.wq_b.weight": (config.num_attention_heads * config.head_dim, config.q_lora_rank),
+    }
+    for name, shape in shapes.items():
+        if name in tensors and tuple(tensors[name].shape) != shape:
+            raise CheckpointError(
+                f"tensor '{name}' has shape {tuple(tensors[name].shape)}; the config asks for {shape}."
+            )
+
+
 def decoded(tensors: dict[str, Tensor]):
     """Yield (name, values, stored): packed fp8 and fp4 weights decoded exactly, their scales consumed."""
     for name, tensor in tensors.items():
@@ -74,6 +102,8 @@ def decoded(tensors: dict[str, Tensor]):
                 )
             continue
         if tensor.dtype not in (torch.float8_e4m3fn, torch.int8):
+            if tensor.dtype.is_floating_point and not torch.isfinite(tensor).all():
+                raise CheckpointError(f"tensor '{name}' holds values that are not finite; it is damaged.")
             yield name, tensor, "float"
             continue
         stored = "fp8" if tensor.dtype == torch.float8_e4m3fn else "fp4"

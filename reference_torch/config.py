@@ -8,7 +8,9 @@ from __future__ import annotations
 import difflib
 import json
 import math
+import os
 import reprlib
+import stat
 from dataclasses import dataclass, fields
 from pathlib import Path
 
@@ -34,7 +36,32 @@ IGNORED = frozenset(
     "transformers_version use_cache auto_map name_or_path _name_or_path".split()
 )
 
-LARGEST = 2**31 - 1  # no size of a model is near it, and every array library can count so far
+# The most of each: far beyond any published config, and small enough that a damaged one takes no machine down.
+MOST = {
+    "vocab_size": 2**24,
+    "hidden_size": 2**17,
+    "num_hidden_layers": 2**10,
+    "num_nextn_predict_layers": 2**4,
+    "num_hash_layers": 2**10,
+    "num_attention_heads": 2**12,
+    "head_dim": 2**14,
+    "qk_rope_head_dim": 2**14,
+    "q_lora_rank": 2**17,
+    "o_groups": 2**12,
+    "o_lora_rank": 2**17,
+    "sliding_window": 2**24,
+    "compress_ratios": 2**20,
+    "index_n_heads": 2**12,
+    "index_head_dim": 2**14,
+    "index_topk": 2**24,
+    "n_routed_experts": 2**13,
+    "num_experts_per_tok": 2**13,
+    "moe_intermediate_size": 2**17,
+    "hc_mult": 2**6,
+    "hc_sinkhorn_iters": 2**10,
+}
+TYPES = ("float32", "bfloat16", "float16")
+MAX_JSON = 100_000_000  # bytes
 ROPE_SCALING_KEYS = ("factor", "original_max_position_embeddings", "beta_fast", "beta_slow")
 
 
@@ -111,6 +138,16 @@ class Config:
         """A checked configuration from the raw keys of a `config.json`. Raises ConfigError."""
         if not isinstance(raw, dict):
             raise ConfigError(f"the config is a {type(raw).__name__}; it must be a JSON object.")
+        if {"dim", "n_layers"} <= raw.keys() and "hidden_size" not in raw:
+            raise ConfigError(
+                "the config is the official program's own (dim, n_layers, ...); take the config.json that is published "
+                "beside the weights."
+            )
+        stored = raw.get("torch_dtype") or raw.get("dtype") or TYPES[0]
+        if stored not in TYPES:
+            raise ConfigError(
+                f"config key 'torch_dtype' is {reprlib.repr(stored)}; it must be one of {', '.join(TYPES)}."
+            )
         names = [field.name for field in fields(cls)]
         for key in raw:
             if key not in names and key not in FIXED and key not in IGNORED:
@@ -138,17 +175,11 @@ class Config:
     def load(cls, path: str | Path) -> Config:
         """The configuration in a `config.json`, or in the folder that holds one. Raises ConfigError."""
         path = Path(path)
-        path = path / "config.json" if path.is_dir() else path
+        path = path / "config.json" if os.path.isdir(path) else path
         try:
-            raw = json.loads(path.read_text(encoding="utf-8"))
-        except OSError as error:
-            raise ConfigError(f"{path} cannot be read: {error.strerror}.") from error
-        except (ValueError, RecursionError) as error:  # not UTF-8, not JSON, or a number of thousands of digits
-            raise ConfigError(f"{path} is not valid JSON: {error}.") from error
-        try:
-            return cls.from_dict(raw)
+            return cls.from_dict(read_json(path))
         except ConfigError as error:
-            raise ConfigError(f"{path}: {error}") from error
+            raise ConfigError(str(error) if str(path) in str(error) else f"{path}: {error}") from error
 
     def ratio(self, layer: int) -> int:
         """Compression ratio of a layer; MTP block m is layer `num_hidden_layers + m`."""
@@ -213,13 +244,29 @@ class Config:
             )
 
 
+def read_json(path: str | Path):
+    """What a JSON file holds; a pipe is not waited for. Raises ConfigError."""
+    try:
+        with open(os.open(path, os.O_RDONLY | os.O_NONBLOCK), "rb") as file:
+            status = os.fstat(file.fileno())
+            if not stat.S_ISREG(status.st_mode) or status.st_size > MAX_JSON:
+                raise ConfigError(f"{path} cannot be read: it is no plain file of at most {MAX_JSON} bytes.")
+            return json.loads(file.read().decode("utf-8"))
+    except OSError as error:
+        raise ConfigError(f"{path} cannot be read: {error.strerror}.") from error
+    except ConfigError:
+        raise
+    except (ValueError, RecursionError) as error:  # not UTF-8, not JSON, or a number of thousands of digits
+        raise ConfigError(f"{path} is not valid JSON: {error}.") from error
+
+
 def _typed(key: str, kind: str, value):
     """`value` as the annotated type of `key`, or a ConfigError that says what it is instead."""
     if key == "compress_ratios":
         if not isinstance(value, (list, tuple)) or not all(_is_int(item) for item in value):
             raise ConfigError("config key 'compress_ratios' must be a list of integers, one a layer.")
-        if any(item > LARGEST for item in value):
-            raise ConfigError(f"config key 'compress_ratios' has an entry above {LARGEST}.")
+        if any(item > MOST[key] for item in value):
+            raise ConfigError(f"config key 'compress_ratios' has an entry above {MOST[key]}.")
         return tuple(value)
     if key == "rope_scaling":
         return _yarn(value)
@@ -231,8 +278,8 @@ def _typed(key: str, kind: str, value):
     if kind == "int":
         if not _is_int(value):
             raise ConfigError(f"config key '{key}' is {shown}; it must be an integer.")
-        if value > LARGEST:
-            raise ConfigError(f"config key '{key}' is {shown}; it must be at most {LARGEST}.")
+        if value > MOST[key]:
+            raise ConfigError(f"config key '{key}' is {shown}; it must be at most {MOST[key]}.")
         return value
     if not _is_number(value):
         raise ConfigError(f"config key '{key}' is {shown}; it must be a finite number.")

@@ -9,12 +9,17 @@ from torch import Tensor, nn
 from .config import Config
 from .norm import wide
 
+FAR_BELOW = -40.0  # softplus(x) and e^x are the same number from here on, in float64 too
+
 
 def score(logits: Tensor, scoring_func: str) -> Tensor:
     """g(logits): sqrt(softplus), sigmoid, or softmax over the experts. [..., E] -> [..., E]."""
     if scoring_func == "softmax":
         return logits.softmax(-1)
-    return torch.sigmoid(logits) if scoring_func == "sigmoid" else F.softplus(logits).sqrt()
+    if scoring_func == "sigmoid":
+        return torch.sigmoid(logits)
+    # Far below 0 softplus is e^x, whose root need not pass through what float32 cannot hold.
+    return torch.where(logits < FAR_BELOW, (logits / 2).exp(), F.softplus(logits).sqrt())
 
 
 class Router(nn.Module):

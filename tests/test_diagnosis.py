@@ -10,6 +10,7 @@ from dataclasses import replace
 from types import SimpleNamespace
 
 import pytest
+import torch
 
 from parity.defects import Edit, catalogue
 from parity.defects.patching import compatible
@@ -85,6 +86,25 @@ def test_a_defect_that_only_decoding_shows(tmp_path, name):
     found = diagnosed([defect], upto(defect.mechanism), tmp_path)
     assert {cell.schedule for cell in found.red} == {"decode", "batch", "chunks"}  # which have single tokens too
     assert found.named == {name}
+
+
+@pytest.mark.parametrize("name", ["D074", "D104", "X092"])
+def test_what_gives_no_numbers_is_compared_where_it_gives_some(tmp_path, name):
+    found = diagnosed(of_ids(name), upto("router.overflow", "router.underflow"), tmp_path)
+    assert found.named == {name}
+
+
+def test_what_is_finite_nowhere_resembles_nothing(tmp_path):
+    """No comparison of nothing is an explanation."""
+    family = reference(registry()["router.underflow"], 0)
+    given = torch.full_like(family.exact[:1], torch.nan).float()
+    found = Diagnoser({"router.underflow": family}, Matrix(logits={("router.underflow", "oneshot"): given}))
+    assert not found._alike("router.underflow", "oneshot", given)
+    given[0, :2] = family.exact[0, :2]
+    assert found._alike("router.underflow", "oneshot", given.double())
+    family_without_clear = replace(family, clear=torch.zeros_like(family.clear))
+    found.families["router.underflow"] = family_without_clear
+    assert not found._alike("router.underflow", "oneshot", given.double())
 
 
 PAIRS = [

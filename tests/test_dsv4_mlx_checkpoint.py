@@ -4,6 +4,7 @@ Run: pytest tests/test_dsv4_mlx_checkpoint.py
 """
 
 import json
+import os
 
 import mlx.core as mx
 import pytest
@@ -106,8 +107,8 @@ def test_shards_are_one_checkpoint(tmp_path):
     index.write_text(json.dumps({"weight_map": weight_map}))
     assert equal(dsv4_mlx.load(folder, mx.float32), whole)
     (folder / "model-00001.safetensors").unlink()
-    said = sentence(FileNotFoundError, dsv4_mlx.load, folder, mx.float32)
-    assert said == "The checkpoint has no model-00001.safetensors."
+    said = sentence(dsv4_mlx.UsageError, dsv4_mlx.load, folder, mx.float32)
+    assert said.startswith("The checkpoint has no model-00001.safetensors; ")
 
 
 def test_options_of_the_program(tmp_path):
@@ -157,6 +158,123 @@ def test_copies_of_embedding_and_head_in_the_mtp_block_are_dropped(name):
     tensors = checkpoint_tensors(config, 0, "bfloat16")
     model, weights = sanitized(tensors | {f"mtp.0.{name}": tensors["embed.weight"]}, config)
     assert weights.keys() == parameters(model).keys()
+
+
+@pytest.mark.parametrize(
+    ("name", "twin"),
+    [
+        ("layers.0.hc_attn_fn", "layers.0.hc_attn.fn"),
+        ("embed.weight", "model.embed.weight"),
+        ("hc_head_scale", "model.hc_head.scale"),
+    ],
+)
+def test_two_spellings_of_one_tensor_are_refused_by_both(name, twin):
+    tensors = TENSORS | {twin: TENSORS[name] + 1}
+    said = sentence(dsv4_mlx.UsageError, sanitized, tensors)
+    assert said == f"The checkpoint holds {name} and {twin}, two spellings of one tensor; keep one."
+    with pytest.raises(reference_torch.CheckpointError):
+        reference_torch.build(reference_torch.Config.from_dict(CONFIG), tensors, torch.float32)
+
+
+# --- folders that are something else ------------------------------------------------------------------------
+
+
+def refused(folder, config=CONFIG, tensors=TENSORS):
+    """What both implementations say of a folder."""
+    folder = write_folder(folder, config, tensors)
+    return [said_by(load, folder) for load in (dsv4_mlx.load, reference_torch.load)]
+
+
+def said_by(load, folder):
+    with pytest.raises(ValueError) as caught:  # noqa: PT011 - of either package's own kind
+        load(folder)
+    assert "\n" not in str(caught.value)
+    assert str(caught.value).endswith((".", "?"))
+    return str(caught.value)
+
+
+OFFICIAL = {"dim": 24, "n_layers": 2, "n_heads": 4, "n_mtp_layers": 3, "compress_ratios": [0, 4]}
+
+
+@pytest.mark.parametrize(
+    ("config", "words"),
+    [
+        ([CONFIG], "a JSON object"),
+        (OFFICIAL, "config is the official program's own (dim, n_layers, ...); take the config.json"),
+        (CONFIG | {"torch_dtype": "int8"}, "torch_dtype"),
+        ({**CONFIG, "dtype": "float8_e4m3fn"}, "torch_dtype"),
+        (CONFIG | {"n_routed_experts": 10**9}, "n_routed_experts"),
+        (CONFIG | {"hc_sinkhorn_iters": 10**9}, "hc_sinkhorn_iters"),
+        (CONFIG | {"hidden_size": 2**31 - 1}, "hidden_size"),
+        (CONFIG | {"vocab_size": 2**31 - 1}, "vocab_size"),
+        (CONFIG | {"vocab_size": 2**24}, "embed.weight"),  # a size that might be, but not of this checkpoint
+        (CONFIG | {"n_routed_experts": 2**13}, "experts"),
+    ],
+)
+def test_what_a_folder_is_instead_is_one_sentence_of_both(tmp_path, config, words):
+    for said in refused(tmp_path, config):
+        assert words in said
+
+
+def test_the_type_has_two_names(tmp_path):
+    config = {name: value for name, value in CONFIG.items() if name != "torch_dtype"} | {"dtype": "float16"}
+    assert dsv4_mlx.load(write_folder(tmp_path, config, TENSORS)).embed.weight.dtype == mx.float16
+
+
+def test_a_drafter_is_no_mtp_block(tmp_path):
+    """Flash-0731: three stages of a draft model where the published Flash has an MTP block."""
+    counted = tiny((0, 4, 0, 0, 0), mtp=3)
+    stages = {f"mtp.{i}.main_proj.weight": torch.zeros(3, 3) for i in range(3)}
+    stages["mtp.2.markov_head.weight"] = torch.zeros(3, 3)
+    for tensors in (TENSORS, TENSORS | stages):
+        for said in refused(tmp_path, counted, tensors):
+            assert "config counts 3 MTP blocks, but the checkpoint holds none: mtp.0 to mtp.2 of Flash-0731" in said
+            assert said.endswith(
+                "set num_nextn_predict_layers to 0 and take its entries off the end of compress_ratios."
+            )
+    alone = write_folder(tmp_path, CONFIG, TENSORS | stages)  # as that sentence says
+    assert len(dsv4_mlx.load(alone).layers) == len(reference_torch.load(alone).layers) == 2
+
+
+def test_a_quantised_conversion_is_said_to_be_one(tmp_path):
+    folder = write_folder(tmp_path, CONFIG | {"quantization": {"bits": 4, "group_size": 64}}, TENSORS)
+    said = sentence(dsv4_mlx.UsageError, dsv4_mlx.load, folder)
+    assert said.startswith("The folder is a quantised conversion (4 bits), which this function does not read;")
+
+
+@pytest.mark.parametrize("name", ["config.json", "model.safetensors"])
+@pytest.mark.parametrize("planted", ["pipe", "folder", "circle", "nothing", "garbage"])
+def test_a_file_that_is_none(tmp_path, name, planted):
+    folder = write_folder(tmp_path / "checkpoint", CONFIG, TENSORS)
+    path = folder / name
+    path.unlink()
+    if planted == "pipe":
+        os.mkfifo(path)
+    elif planted == "folder":
+        path.mkdir()
+    elif planted == "circle":
+        path.symlink_to(path)
+    elif planted == "garbage":
+        path.write_bytes(b"\x00\xff" * 20)
+    for load in (dsv4_mlx.load, reference_torch.load):
+        assert name in said_by(load, folder)
+
+
+@pytest.mark.parametrize("shard", ["../elsewhere.safetensors", "/elsewhere.safetensors", "model.bin", 3])
+def test_an_index_stays_in_its_folder(tmp_path, shard):
+    folder = write_folder(tmp_path / "checkpoint", CONFIG, TENSORS)
+    (folder / "model.safetensors").rename(tmp_path / "elsewhere.safetensors")
+    (folder / "model.safetensors.index.json").write_text(json.dumps({"weight_map": {"embed.weight": shard}}))
+    assert "is no safetensors file of the folder" in sentence(dsv4_mlx.UsageError, dsv4_mlx.load, folder)
+
+
+def test_a_truncated_file(tmp_path):
+    path = write_folder(tmp_path, CONFIG, TENSORS) / "model.safetensors"
+    os.truncate(path, path.stat().st_size - 100)
+    sentence(dsv4_mlx.UsageError, dsv4_mlx.load, tmp_path)
+
+
+# --- experts -------------------------------------------------------------------------------------------------
 
 
 def test_expert_that_is_missing():

@@ -73,7 +73,7 @@ SENTENCES = {
     ),
     "negative ratio": (
         {"compress_ratios": [0, -4, 8]},
-        "compress_ratios must be integers of at least 0, not [0, -4, 8].",
+        "compress_ratios must be integers from 0 to 1048576, not [0, -4, 8].",
     ),
     "groups": ({"num_attention_heads": 5}, "num_attention_heads 5 is not divisible by o_groups 2."),
     "odd rope": ({"qk_rope_head_dim": 7}, "qk_rope_head_dim 7 is odd, but channels rotate in pairs."),

@@ -13,11 +13,13 @@ from mlx_lm.generate import generate_step
 
 import dsv4_mlx
 from dsv4_mlx import LayerCache, Model, ModelArgs
+from dsv4_mlx.router import Router
 from parity.examples import judge_case
 from parity.pairs import registry
-from parity.sides import MLXSide, from_mlx
+from parity.sides import MLXSide, from_mlx, to_mlx
 from parity.strategies import Case, checkpoint_tensors
 from parity.tolerance import measure
+from reference_torch.router import score
 
 CONFIG = tiny((0, 4, 8), mtp=1)
 
@@ -25,6 +27,20 @@ CONFIG = tiny((0, 4, 8), mtp=1)
 @pytest.fixture(scope="module")
 def model():
     return MLXSide(CONFIG, {}, checkpoint_tensors(CONFIG, 0, "float32"), "float32").model
+
+
+@pytest.mark.parametrize("logit", [-10.0, -17.0, -39.9, -40.1, -90.0, -102.0, -160.0])
+def test_router_weights_far_below_zero(logit):
+    """MLX's exp gives 0 below -88 on the CPU; the weights must not be 0/0 there."""
+    logits = torch.tensor([[[logit, logit - 1, logit + 1]]], dtype=torch.float64)
+    scores = torch.nn.functional.softplus(logits).sqrt()
+    exact = 1.5 * scores / scores.sum(-1, keepdim=True)
+    config = tiny((0,), n_routed_experts=3, num_experts_per_tok=3, num_hash_layers=0, hidden_size=3)
+    router = Router(ModelArgs.from_dict(config), hashed=False)
+    router.weight = mx.eye(3)
+    weights = router.weigh(router.scores(to_mlx(logits.float())), mx.array([[[0, 1, 2]]]))
+    assert torch.allclose(from_mlx(weights).double(), exact, rtol=1e-5)
+    assert torch.allclose(score(logits.float(), "sqrtsoftplus").double(), scores, rtol=1e-5, atol=0)
 
 
 # --- the contract ------------------------------------------------------------------------------------------

@@ -17,7 +17,7 @@ import jsonschema
 import numpy as np
 import pytest
 
-from parity import bundle, cli, gate
+from parity import bundle, cli, gate, matrix, process
 from parity.containment import landlock_version
 from parity.gate_lives import CACHES, LIVES
 from parity.gate_results import SCHEMA, Candidate, Cell
@@ -493,6 +493,46 @@ def test_a_schedule_that_is_not_offered_is_one_gap_and_required_a_failure(judged
     report = judged(path_of("needs_cache"), "--require", "oneshot")
     assert (report["exit_code"], report["verdict"]) == (5, "coverage gap")
     assert "oneshot was required" in report["sentence"]
+
+
+@pytest.mark.parametrize(
+    ("name", "lacking"),
+    [("takes_no_cache", ["cached", "decode", "chunks", "batch"]), ("refuses_batches", ["batch"])],
+)
+def test_what_a_port_says_that_it_does_not_offer_is_a_gap(judged, few, name, lacking):
+    few("embedding", "experts.shared")
+    report = judged(path_of(name))
+    assert report["verdict"] == "parity"
+    assert [gap["what"] for gap in report["gaps"]] == lacking
+    assert f"Not judged: {', '.join(lacking)}." in report["sentence"]
+
+
+@pytest.mark.parametrize(("name", "column"), [("raises_with_cache", "cached"), ("raises_without_cache", "oneshot")])
+def test_what_raises_is_crashed_in_a_whole_column_too(judged, few, name, column):
+    """To raise is no way to say that something is not offered: it once made ports green that nobody could use."""
+    few("embedding", "experts.shared")
+    report = judged(path_of(name))
+    assert (report["verdict"], report["exit_code"]) == ("crashed", 4)
+    assert report["first_deviation"]["schedule"] == column
+    assert {cell["verdict"] for cell in report["cells"] if cell["schedule"] == column} == {"crashed"}
+    assert report["gaps"] == []
+
+
+# hf under PYTHONWARNINGS=error once was judged on 37 cells of 185, and green.
+def test_a_verdict_on_fewer_cells_than_its_kind_offers_is_no_parity(judged, few, monkeypatch):
+    few("embedding", "experts.shared")
+    ask = gate.ask
+
+    def refusing(engine, family, schedule):
+        if schedule in ("decode", "batch"):
+            raise process.NotOffered("The candidate does not decode.")
+        return ask(engine, family, schedule)
+
+    monkeypatch.setattr(matrix, "ask", refusing)
+    report = judged("dsv4_mlx")
+    assert (report["verdict"], report["exit_code"]) == ("coverage gap", 5)
+    assert report["sentence"].startswith("Only 6 of 10 cells that dsv4_mlx is known to offer were judged (")
+    assert judged(path_of("unchanged"))["verdict"] == "parity"  # of whom nothing is known
 
 
 # `quick` does not run this probe: a requirement that nobody looks at must not look fulfilled.

@@ -13,6 +13,7 @@ from safetensors.torch import load_file, save_file
 import dsv4_mlx.hyper_connection
 import dsv4_mlx.quantization
 import parity.golden
+import reference_torch
 from parity.errors import BadInput
 from parity.golden import Replay, golden
 from parity.layers import SIZES
@@ -262,6 +263,57 @@ def test_a_file_may_vanish_while_the_case_is_read(copy, monkeypatch, vanishing):
     with pytest.raises(BadInput) as caught:
         load(folder)
     assert f"{vanishing} cannot be read" in str(caught.value)
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf")])
+@pytest.mark.parametrize("name", ["norm.weight", "embed.weight", "layers.1.attn.attn_sink"])
+def test_weights_that_are_not_finite_are_bad_input(copy, name, value):
+    folder = copy("flash_short_exact")
+    tensors = load_file(folder / "model.safetensors")
+    tensors[name].view(-1)[1] = value
+    save_file(tensors, folder / "model.safetensors", metadata={"format": "pt"})
+    with pytest.raises(BadInput) as caught:
+        load(folder)
+    assert f"tensor '{name}' holds values that are not finite" in str(caught.value)
+    with pytest.raises(dsv4_mlx.UsageError, match=f"Tensor {name} holds values that are not finite"):
+        dsv4_mlx.load(folder)
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf")])
+@pytest.mark.parametrize("where", [slice(None), slice(3, 4)])
+def test_where_nothing_is_finite_nothing_agrees(where, value):
+    """Whatever makes the reference itself give no numbers, the recording has them, and comparing none is no pass."""
+
+    def spoilt(original):
+        def head(self, x, *rest):
+            y = original(self, x, *rest)
+            keep = [1.0] * y.shape[1]
+            keep[where] = [value] * len(keep[where])
+            return y * type(y)(keep)[None, :, None] if torch.is_tensor(y) else y * mx.array(keep)[None, :, None]
+
+        return head
+
+    with (
+        mock.patch.object(reference_torch.Model, "logits", spoilt(reference_torch.Model.logits)),
+        mock.patch.object(dsv4_mlx.Model, "logits", spoilt(dsv4_mlx.Model.logits)),
+    ):
+        for result in judge(GOLDEN / "clamp_exact").values():
+            assert result.verdict is Verdict.DIVERGES
+            assert "'logits.oneshot'" in result.sentence
+            assert all(tap.ratio > 1 for tap in result.taps if tap.name.startswith("logits"))
+            assert not [tap for tap in result.taps if tap.error_rms == float("inf") and tap.ratio == 0]
+
+
+def test_a_recording_that_hangs_on_roundings_alone_is_not_plainly_green(monkeypatch):
+    replay = Replay(load(GOLDEN / "flash_short_exact"))
+    replay.judge(lambda text: None)
+    for schedule, verdict in (("accumulated", Verdict.PARITY), ("isolated", Verdict.INCONCLUSIVE)):
+        tap = next(tap for tap in replay.found["dsv4_mlx"] if tap.schedule == schedule)
+        with mock.patch.object(tap, "undecided", 1.0):
+            result = replay.result("dsv4_mlx")
+        assert result.verdict is verdict
+        assert f"but every token of '{tap.name}' ({schedule}) hangs on a rounding" in result.sentence
+    assert "hangs" not in replay.result("dsv4_mlx").sentence
 
 
 def test_every_recorded_vector_is_compared():

@@ -103,7 +103,7 @@ SENTENCES = {
     "null for int": ({"head_dim": None}, "config key 'head_dim' is None; it must be an integer."),
     "huge int": (
         {"vocab_size": 2**31},
-        "config key 'vocab_size' is 2147483648; it must be at most 2147483647.",
+        "config key 'vocab_size' is 2147483648; it must be at most 16777216.",
     ),
     "bool for number": ({"hc_eps": False}, "config key 'hc_eps' is False; it must be a finite number."),
     "NaN": ({"rms_norm_eps": math.nan}, "config key 'rms_norm_eps' is nan; it must be a finite number."),
@@ -124,7 +124,7 @@ SENTENCES = {
     ),
     "a ratio is huge": (
         {"compress_ratios": [0, 2**31, 8]},
-        "config key 'compress_ratios' has an entry above 2147483647.",
+        "config key 'compress_ratios' has an entry above 1048576.",
     ),
     # values that contradict each other
     "zero": ({"o_groups": 0}, "config key 'o_groups' is 0; it must be positive."),

@@ -78,6 +78,16 @@ def test_one_value_that_is_not_finite_is_infinitely_wrong(value, dtype):
     assert pooled_ratio([norm.measure(norm.baseline)] * 10 + [measured]) == math.inf
 
 
+def test_nothing_that_can_be_compared_is_no_agreement():
+    norm = Norm(20, "float32")
+    norm.exact.fill_(math.nan)
+    measured = norm.measure(norm.candidate(over=1))
+    assert (measured.elements, measured.ratio, measured.error_rms) == (0, math.inf, math.inf)
+    one = Norm(20, "float32")
+    one.nulls[0][3, 5] = math.nan
+    assert one.measure(one.candidate(over=1)).elements == one.exact.numel() - 1
+
+
 @pytest.mark.parametrize("value", [math.nan, math.inf])
 @pytest.mark.parametrize("broken", ["baseline", "null", "exact"])
 def test_a_reference_that_is_not_finite_hides_nothing(value, broken):

@@ -63,6 +63,8 @@ class MLXPort:
     def run(self, ids: np.ndarray, calls: Sequence[int], cached: bool) -> tuple[np.ndarray, str]:
         if not cached and required(cache_parameter(self.model)):
             raise NotOffered("The candidate does not run without a cache.")
+        if cached and not takes_cache(self.model):
+            raise NotOffered("The candidate's call takes no cache.")
         cache = self.fresh_cache() if cached else None
         outputs, start = [], 0
         for tokens in calls:
@@ -73,13 +75,7 @@ class MLXPort:
 
     def step(self, ids: mx.array, cache) -> mx.array:
         """One call of the model -> what stands for its logits."""
-        try:
-            output = self.model(ids, **arguments(self.model, cache))
-        except (AttributeError, TypeError) as error:
-            if cache is None and "NoneType" in str(error):
-                raise NotOffered("The candidate does not run without a cache.") from error
-            raise
-        return logits_of(output)
+        return logits_of(self.model(ids, **arguments(self.model, cache)))
 
     def mtp(self, ids: np.ndarray, calls: Sequence[int], cached: bool) -> tuple[np.ndarray, str]:
         raise NotOffered("The candidate offers no logits of its MTP block.")
@@ -88,6 +84,8 @@ class MLXPort:
         """Held to one call of its own with a fresh cache: the matrix judges that call, so a life shows caches alone."""
         from ..life_port import Port
 
+        if not takes_cache(self.model):
+            raise NotOffered("The candidate's call takes no cache.")
         if not isinstance(self.fresh_cache(), list):
             raise NotOffered("The candidate keeps no list of caches, which mlx-lm's contract asks for.")
         call = lambda ids, cache: self.step(ids, cache).astype(mx.float32)  # noqa: E731
@@ -144,6 +142,12 @@ def cache_parameter(model) -> inspect.Parameter | None:
     named = {parameter.name: parameter for parameter in parameters_of(model)}
     likely = [name for name in named if "cache" in name or name == "past_key_values"]
     return named.get("cache", named[likely[0]] if likely else None)
+
+
+def takes_cache(model) -> bool:
+    """Whether the call has a parameter for it, or takes whatever it is given."""
+    anything = any(parameter.kind is parameter.VAR_KEYWORD for parameter in parameters_of(model))
+    return anything or cache_parameter(model) is not None
 
 
 def required(parameter: inspect.Parameter | None) -> bool:

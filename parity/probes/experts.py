@@ -5,7 +5,7 @@ from functools import partial
 import torch
 
 from . import Probe
-from .weights import Weights, config
+from .weights import EMBEDDED, Weights, config
 
 SHORT = {"tokens": 24, "prompt": 17, "chunks": (7, 1, 9, 7)}
 GATES = r".*\.ffn\..*\.w[13]\.weight"
@@ -31,6 +31,16 @@ def overflowing(weights: Weights) -> None:
     """One expert's logits lie around 200 or -200: e^200 is more than float32 holds."""
     routed(weights, gain=0.3, bias=0.0)
     weights.change(r".*\.gate\.weight", lambda x: torch.cat((x[:1] * 100, x[1:])))
+
+
+def underflowing(weights: Weights) -> None:
+    """The logits of every expert lie around -5 for half of the tokens, around -21 for the others: 1 + e^-21 is 1 in
+    float32."""
+    routed(weights, gain=0.3, bias=0.0)
+    constant = torch.tensor([1.0, 4.0]).repeat(weights.config["vocab_size"] // 2) * EMBEDDED
+    weights.change("embed.weight", lambda x: torch.cat((constant[:, None], x[:, 1:]), dim=1))
+    weights.fill(r".*\.ffn_norm\.weight", 1.0)
+    weights.change(r".*\.gate\.weight", lambda x: torch.cat((torch.full_like(x[:, :1], -6.4), 0.1 * x[:, 1:]), dim=1))
 
 
 def clamped(weights: Weights) -> None:
@@ -75,6 +85,15 @@ PROBES = (
         "10",
         config(0, num_experts_per_tok=6),
         overflowing,
+        needs=("router.scores",),
+        **SHORT,
+    ),
+    Probe(
+        "router.underflow",
+        "scores of logits around -21, where 1 + e^x is 1 in float32",
+        "10",
+        config(0, num_experts_per_tok=6),
+        underflowing,
         needs=("router.scores",),
         **SHORT,
     ),
