@@ -10,7 +10,7 @@ import time
 import traceback
 from collections.abc import Callable
 
-from . import gate_command
+from . import gate_command, outputs
 from .environment import check_environment, prepare_environment, use_one_thread
 from .errors import BadEnvironment, BadInput, ParityError
 
@@ -25,6 +25,7 @@ verdicts and exit codes:
   3  environment   a library is missing or out of range, or TF32 is on
   4  crashed       the candidate raised where the reference computed
   5  coverage gap  nothing was compared, or the reference disagrees with itself (inconclusive)
+  130 interrupted  Ctrl-C, SIGTERM or SIGHUP; the document holds what was found until then
 
 what the numbers mean:
   Every tensor is computed three times: by the reference in float64 (exact), by the reference in the run's type
@@ -52,7 +53,14 @@ def main(arguments: list[str] | None = None) -> int:
     """Run one command; the exit code is the verdict's."""
     started = time.monotonic()
     prepare_environment()
+    outputs.prepare()
     options = parser().parse_args(arguments)
+    with outputs.ended_by_signals():
+        return _run(options, started)
+
+
+def _run(options: argparse.Namespace, started: float) -> int:
+    """The command, and whatever stops it as a sentence, a document and a code."""
     try:
         return options.command(options, started, Progress)
     except KeyboardInterrupt:
@@ -75,6 +83,11 @@ def main(arguments: list[str] | None = None) -> int:
     except Exception as error:
         if options.debug:
             traceback.print_exc()
+        problem = outputs.no_room(error)
+        if problem is not None:
+            print(f"parity: {problem}", file=sys.stderr)
+            _document_problem(options, problem)
+            return problem.exit_code
         reason = " ".join(f"{type(error).__name__}: {error}".split())[:400]
         print(f"parity: the harness itself failed ({reason}); run again with --debug and report it.", file=sys.stderr)
         return INTERNAL_ERROR
@@ -133,7 +146,10 @@ def parser() -> argparse.ArgumentParser:
 
     for command in (run, golden, *gate_command.add_parsers(commands, raw)):
         command.add_argument(
-            "--json", metavar="FILE", help="write the report as one JSON document; - for standard output"
+            "--json",
+            type=gate_command.named,
+            metavar="FILE",
+            help="write the report as one JSON document; - for standard output",
         )
         command.add_argument("--debug", action="store_true", help="show tracebacks")
     return top
@@ -197,19 +213,17 @@ def _finish(
 ) -> int:
     """Do the work under a progress line, write the document, show the table."""
     use_one_thread()
-    from rich.console import Console
-
     from .report import document, table
 
     with progress_line() as progress:
         report = work(progress)
     report.clock = {"import_s": round(imported, 2), **report.clock, "total_s": round(time.monotonic() - started, 2)}
-    if options.json:
-        document.write(report, options.json)
+    steps = []
     if options.json != "-":
-        console = Console()
-        table.show(report, console if console.is_terminal else Console(width=120))
-    return report.verdict.exit_code
+        steps.append(lambda: table.show(report, outputs.Terminal()))
+    if options.json:
+        steps.append(lambda: document.write(report, options.json))
+    return outputs.end(report.verdict.exit_code, outputs.deliver(steps))
 
 
 class Progress:
@@ -249,12 +263,13 @@ def _document_problem(options: argparse.Namespace, error: ParityError) -> None:
     from .results import Verdict
 
     verdict = next(verdict for verdict in Verdict if verdict.exit_code == error.exit_code)
-    if options.json and options.problem:
-        try:
-            document.check_target(options.json)
-            document.write(options.problem(options, verdict, str(error)), options.json)
-        except BadInput:
-            return  # the sentence on standard error is all that can be given
+    if not options.problem:
+        return
+    report = options.problem(options, verdict, str(error))
+    if options.name == "gate":
+        outputs.deliver(gate_command.files(report, options))
+    elif options.json:
+        outputs.deliver([lambda: document.write(report, options.json)])
 
 
 def _run_problem(options: argparse.Namespace, verdict, sentence: str):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 import tempfile
 import time
 from collections.abc import Callable, Iterable
@@ -24,6 +25,8 @@ from .results import Verdict, overall
 
 Progress = Callable[[str], None]
 
+TIMEOUT = 60.0  # seconds of processor time a call
+MEMORY = 8.0  # GiB
 FIRST_REVISION = "D076-missing"
 # What kinds of candidates are known not to offer. (transformers loads packed weights where accelerate is installed.)
 NOT_OFFERED_BY = {"dsv4_mlx": (), "hf": ("mtp", CACHES, "weights.fp8", "weights.fp4")}
@@ -41,8 +44,8 @@ def judge(
     target: str,
     profile: str = "quick",
     seed: int = 0,
-    timeout: float = 60.0,
-    memory: float = 8.0,
+    timeout: float = TIMEOUT,
+    memory: float = MEMORY,
     require: Iterable[str] = (),
     progress: Progress = lambda text: None,
     environment: dict | None = None,
@@ -52,8 +55,7 @@ def judge(
     resolved = resolve(target)
     report = GateReport(Candidate(target, resolved.kind), profile, seed, Verdict.INCONCLUSIVE, "")
     report.environment = check_environment() if environment is None else environment
-    required = "".join(f" --require {what}" for what in require)
-    report.reproduce = f"parity gate {target} --profile {profile} --seed {seed}{required}"
+    report.reproduce = command(target, profile, seed, timeout, memory, require)
     with tempfile.TemporaryDirectory(prefix="parity-", ignore_cleanup_errors=True) as scratch:
         started = time.monotonic()
         progress(f"starting {target}")
@@ -66,10 +68,28 @@ def judge(
                     _write_bundle(process, families, report, bundle_folder, progress)
         except MissingImports as problem:
             report.verdict, report.sentence = Verdict.ENVIRONMENT, str(problem)
+        except KeyboardInterrupt as stop:
+            judged = len({cell.mechanism for cell in report.cells})
+            by = f" by {stop}" if str(stop) else ""
+            report.verdict = Verdict.INTERRUPTED
+            report.sentence = f"Interrupted{by} after {judged} of {len(report.mechanisms)} mechanisms of {target}."
         except CandidateProblem as problem:
             report.verdict, report.sentence = Verdict.CRASHED, f"{target} could not be judged. {problem}"
         report.clock["total_s"] = round(time.monotonic() - started, 2)
     return report
+
+
+def command(target: str, profile: str, seed: int, timeout: float, memory: float, require: Iterable[str]) -> str:
+    """The command line that judges so again, as a shell needs it: people paste it, and names may be anything."""
+    words = ["parity", "gate", *(["--"] if target.startswith("-") else []), target]
+    options = ["--profile", profile, "--seed", str(seed)]
+    if timeout != TIMEOUT:
+        options += ["--timeout", f"{timeout:g}"]
+    if memory != MEMORY:
+        options += ["--memory", f"{memory:g}"]
+    for what in require:
+        options += ["--require", what]
+    return shlex.join([*words[:2], *options, *words[2:]] if words[2] == "--" else [*words, *options])
 
 
 def requirable() -> list[str]:
@@ -84,7 +104,9 @@ def _judge(
 ) -> dict[str, Family]:
     report.mechanisms = [Mechanism(p.mechanism, p.title, p.spec, list(p.needs)) for p in probes]
     report.schedules = list(SCHEDULES)
-    families, matrix = _matrix(engine, probes, report.seed, scratch, progress, report.clock)
+    matrix = Matrix()
+    report.cells = matrix.cells  # so that an interrupted run tells what it found
+    families = _fill(matrix, engine, probes, report.seed, scratch, progress, report.clock)
     report.cells = [*matrix.cells]
     missing = close_gaps(matrix, SCHEDULES)
     lacking = []
@@ -150,10 +172,16 @@ def _write_bundle(
         report.notes.append(f"{folder} holds the smallest case; run python {folder / 'show.py'}.")
 
 
-def _matrix(
-    engine: Engine, probes: list[Probe], seed: int, scratch: Path, progress: Progress, clock: dict
-) -> tuple[dict[str, Family], Matrix]:
-    families, matrix = {}, Matrix()
+def _fill(
+    matrix: Matrix,
+    engine: Engine,
+    probes: list[Probe],
+    seed: int,
+    scratch: Path,
+    progress: Progress,
+    clock: dict,
+) -> dict[str, Family]:
+    families = {}
     clock |= {"reference_s": 0.0, "candidate_s": 0.0}
     for index, probe in enumerate(probes, start=1):
         progress(f"{index} of {len(probes)}: {probe.mechanism}")
@@ -163,7 +191,7 @@ def _matrix(
         judge_probe(engine, families[probe.mechanism], scratch / "checkpoint" / probe.mechanism, matrix)
         clock["reference_s"] = round(clock["reference_s"] + prepared - began, 2)
         clock["candidate_s"] = round(clock["candidate_s"] + time.monotonic() - prepared, 2)
-    return families, matrix
+    return families
 
 
 def _confirm_compiled(engine: Process, whole: Family, cells: list[Cell], scratch: Path) -> None:

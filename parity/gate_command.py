@@ -7,8 +7,10 @@ import json
 import os
 import time
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
+from . import outputs
 from .environment import check_environment, use_one_thread
 from .errors import BadInput
 from .gate_results import Candidate, GateReport
@@ -66,9 +68,13 @@ def add_parsers(commands, raw: type[argparse.HelpFormatter]) -> list[argparse.Ar
         ("junit", "JUnit XML, one test a cell"),
         ("sarif", "SARIF for code scanning"),
     ):
-        gate.add_argument(f"--{name}", metavar="FILE", help=f"write {what}")
-    gate.add_argument("--baseline", metavar="OLD.json", help="an earlier --json report: show what moved since")
-    gate.add_argument("--bundle", metavar="DIR", help="write the failing case as a folder that stands alone")
+        gate.add_argument(f"--{name}", type=named, metavar="FILE", help=f"write {what}")
+    gate.add_argument(
+        "--baseline", type=named, metavar="OLD.json", help="an earlier --json report: show what moved since"
+    )
+    gate.add_argument(
+        "--bundle", type=named, metavar="DIR", help="write the failing case as a folder that stands alone"
+    )
     gate.add_argument(
         "--require",
         action="append",
@@ -121,6 +127,13 @@ def _positive(text: str) -> float:
     return value
 
 
+def named(text: str) -> str:
+    """A path; an empty one, as of a variable that was not set, would ask for nothing and say nothing."""
+    if not text.strip():
+        raise argparse.ArgumentTypeError("the name is empty")
+    return text
+
+
 def gate_command(options: argparse.Namespace, started: float, progress_line: Callable) -> int:
     """`parity gate`."""
     from .report import document
@@ -133,9 +146,9 @@ def gate_command(options: argparse.Namespace, started: float, progress_line: Cal
     old = _baseline(options.baseline) if options.baseline else None
     if options.bundle:
         bundle = Path(options.bundle)
-        if bundle.exists():
+        if os.path.lexists(bundle):
             raise BadInput(f"{bundle} exists; give --bundle a folder that is still to be made.")
-        if not bundle.resolve().parent.is_dir() or not os.access(bundle.resolve().parent, os.W_OK):
+        if not document.may_be_made(bundle):
             raise BadInput(f"{bundle} cannot be made; give --bundle another folder, in one that you may write to.")
     from .gate import judge, requirable
     from .probes import PROFILES
@@ -163,12 +176,23 @@ def gate_command(options: argparse.Namespace, started: float, progress_line: Cal
 
 
 def finish(report: GateReport, options: argparse.Namespace, old: object = None) -> int:
-    """Write every file that was asked for, and show the terminal view."""
-    from .report import baseline, document, html, junit, markdown, sarif
+    """Show the terminal view, and write every file that was asked for."""
+    return outputs.end(report.verdict.exit_code, outputs.deliver(files(report, options, old, show=True)))
+
+
+def files(
+    report: GateReport, options: argparse.Namespace, old: object = None, show: bool = False
+) -> list[Callable[[], None]]:
+    """What gives the report to the outside, a step each; with `show`, the terminal's view first."""
+    from .report import baseline, document, gate_table, html, junit, markdown, sarif
 
     content = json.loads(json.dumps(report.to_dict()))
     if old is not None:
         baseline.apply(content, old)
+    asked = [name for name in FILES if getattr(options, name, None)]
+    steps = []
+    if show and "-" not in [getattr(options, name) for name in asked]:
+        steps.append(lambda: gate_table.show(content, outputs.Terminal()))
     renderings = {
         "json": document.text_of,
         "html": html.page,
@@ -176,17 +200,8 @@ def finish(report: GateReport, options: argparse.Namespace, old: object = None) 
         "junit": junit.xml,
         "sarif": lambda content: json.dumps(sarif.log(content), indent=1) + "\n",
     }
-    for name, render in renderings.items():
-        if getattr(options, name, None):
-            document.write_text(render(content), getattr(options, name))
-    if "-" not in [getattr(options, name, None) for name in FILES]:
-        from rich.console import Console
-
-        from .report import gate_table
-
-        console = Console()
-        gate_table.show(content, console if console.is_terminal else Console(width=120))
-    return report.verdict.exit_code
+    write = lambda name: document.write_text(renderings[name](content), getattr(options, name))  # noqa: E731
+    return steps + [partial(write, name) for name in asked]
 
 
 def _baseline(path: str) -> object:

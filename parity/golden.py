@@ -348,8 +348,14 @@ def golden(arguments: list[str], environment: dict, progress: Callable[[str], No
     """Judge every recorded case that the arguments name. Raises BadInput."""
     recordings = [load(folder) for folder in find(arguments)]
     report = Report(command="golden", profile="", seed=0, verdict=Verdict.PARITY, sentence="", environment=environment)
-    for recording in recordings:
-        report.golden += Replay(recording).judge(progress)
+    try:
+        for recording in recordings:
+            report.golden += Replay(recording).judge(progress)
+    except KeyboardInterrupt as stop:
+        by = f" by {stop}" if str(stop) else ""
+        report.verdict = Verdict.INTERRUPTED
+        report.sentence = f"Interrupted{by} after {len(report.golden) // 2} of {len(recordings)} recorded cases."
+        return report
     report.verdict = overall([result.verdict for result in report.golden])
     red = [result for result in report.golden if result.verdict is not Verdict.PARITY]
     cases = len(recordings)

@@ -43,6 +43,7 @@ from .adapters.problems import (
     Raised,
     WroteOutside,
 )
+from .errors import BadEnvironment
 
 __all__ = [
     "AteMemory",
@@ -355,6 +356,8 @@ class Process:
         message = ADDRESS.sub("0x...", str(error["message"]).replace(str(self.work), "its folder"))
         kind = error["kind"]
         place = f" ({error['where']})" if error.get("where") else ""
+        if kind == "no room":
+            raise BadEnvironment(f"The candidate's logits cannot be written ({message.rstrip('.')}); set TMPDIR.")
         if kind == "exit":
             return Died(f"The candidate called sys.exit({message}) {doing}{place}.")
         if kind == "not offered":

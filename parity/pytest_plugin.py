@@ -1,14 +1,22 @@
 """A port's own test suite runs the gate: `pytest --parity-candidate mlx_lm.models.deepseek_v4`.
 
-One test a cell of the matrix. The gate runs once, when the first of them does; without the option nothing happens and
+One test a cell of the matrix, whose id can be given to pytest as that of any other. The gate runs once, when the first
+of them does: under pytest-xdist in one worker, while others that need it wait. Without the option nothing happens and
 nothing of the harness is imported.
 """
 
 from __future__ import annotations
 
+import pickle
+import shutil
+import tempfile
+from pathlib import Path
+
 import pytest
 
 OUTCOME = pytest.StashKey[object]()  # the gate's report, or the CellFailed that stands for it
+FOLDER = pytest.StashKey[str]()  # where the workers of pytest-xdist share it
+CHOSEN = pytest.StashKey[list[str]]()  # the ids that the arguments name
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
@@ -24,18 +32,54 @@ def pytest_addoption(parser: pytest.Parser) -> None:
     )
 
 
+def pytest_configure(config: pytest.Config) -> None:
+    """Refuse what would judge nothing."""
+    candidate = config.getoption("--parity-candidate")
+    if candidate is not None and not candidate.strip():
+        raise pytest.UsageError("--parity-candidate is empty; name the port that is to be judged.")
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_collection(session: pytest.Session) -> None:
+    """Take the ids of the gate's tests out of the arguments: they are no files."""
+    if session.config.getoption("--parity-candidate"):
+        arguments = session.config.args
+        session.config.stash[CHOSEN] = [text for text in arguments if text.startswith("parity[")]
+        session.config.args = [text for text in arguments if not text.startswith("parity[")]
+
+
 @pytest.hookimpl(tryfirst=True)  # before -k and -m choose among the items
 def pytest_collection_modifyitems(session: pytest.Session, config: pytest.Config, items: list[pytest.Item]) -> None:
     """Add the gate's tests to those that the arguments name."""
     candidate = config.getoption("--parity-candidate")
     if candidate:
         gate = Gate.from_parent(session, name=f"parity[{candidate}]", nodeid=f"parity[{candidate}]")
-        items.extend(gate.collect())
+        chosen, found = config.stash[CHOSEN], gate.collect()
+        for text in chosen:
+            if not any(item.nodeid == text or text == gate.nodeid for item in found):
+                raise pytest.UsageError(f"There is no test {text} in the profile that is judged.")
+        items.extend(item for item in found if not chosen or {item.nodeid, gate.nodeid} & {*chosen})
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_configure_node(node) -> None:
+    """Under pytest-xdist: tell a worker where all of them share the report."""
+    if node.config.getoption("--parity-candidate"):
+        if FOLDER not in node.config.stash:
+            node.config.stash[FOLDER] = tempfile.mkdtemp(prefix="parity-")
+        node.workerinput["parity_folder"] = node.config.stash[FOLDER]
+
+
+def pytest_unconfigure(config: pytest.Config) -> None:
+    """Leave nothing behind."""
+    if FOLDER in config.stash:
+        shutil.rmtree(config.stash[FOLDER], ignore_errors=True)
 
 
 def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
     """What the cells alone do not tell: the verdict, the diagnosis, the gaps."""
-    report = terminalreporter.config.stash.get(OUTCOME, None)
+    config = terminalreporter.config
+    report = _shared(Path(config.stash[FOLDER])) if FOLDER in config.stash else config.stash.get(OUTCOME, None)
     if report is None or isinstance(report, CellFailed):
         return
     terminalreporter.section(f"parity gate {report.candidate.name}: {report.verdict.value}")
@@ -49,6 +93,12 @@ def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
     terminalreporter.write_line(f"again: {report.reproduce}")
 
 
+def _shared(folder: Path):
+    """The outcome that a worker left, if one did."""
+    path = folder / "outcome"
+    return pickle.loads(path.read_bytes()) if path.exists() else None
+
+
 class CellFailed(Exception):
     """A cell that is red; its message is the cell's sentence."""
 
@@ -57,30 +107,52 @@ class Gate(pytest.Collector):
     """The matrix of one candidate under one profile."""
 
     def collect(self) -> list[pytest.Item]:
+        from .gate_lives import CACHES, LIVES
         from .probes import PROFILES, of_profile
 
         profile = self.config.getoption("--parity-profile")
         if profile not in PROFILES:
             raise pytest.UsageError(f"--parity-profile does not know '{profile}'; known: {', '.join(PROFILES)}.")
-        return [
-            CellItem.from_parent(self, name=f"{probe.mechanism}[{schedule}]", place=(probe.mechanism, schedule))
-            for probe in of_profile(profile)
-            for schedule in probe.schedules
-        ]
+        cells = [self._cell(probe.mechanism, schedule) for probe in of_profile(profile) for schedule in probe.schedules]
+        return [*cells, self._cell(CACHES, LIVES)]
+
+    def _cell(self, mechanism: str, schedule: str) -> pytest.Item:
+        name = f"{mechanism}[{schedule}]"
+        # By its text, as --lf reads it again: a name with brackets that is joined to its parent's is another id.
+        return CellItem.from_parent(self, name=name, nodeid=f"{self.nodeid}::{name}", place=(mechanism, schedule))
 
     def report(self):
         """The gate's report, made once. Raises CellFailed where the gate could not start."""
         if self.config.stash.get(OUTCOME, None) is None:
-            self.config.stash[OUTCOME] = self._judge()
+            given = getattr(self.config, "workerinput", {}).get("parity_folder")
+            self.config.stash[OUTCOME] = self._judged_by_one(Path(given)) if given else self._judge()
         outcome = self.config.stash[OUTCOME]
         if isinstance(outcome, CellFailed):
             raise outcome
         return outcome
 
+    def _judged_by_one(self, folder: Path):
+        """By the first worker that comes; one that dies leaves it to the next."""
+        import fcntl
+
+        with (folder / "lock").open("w") as lock:
+            fcntl.flock(lock, fcntl.LOCK_EX)
+            outcome = _shared(folder)
+            if outcome is None:
+                outcome = self._judge()
+                (folder / "unfinished").write_bytes(pickle.dumps(outcome))
+                (folder / "unfinished").rename(folder / "outcome")
+            return outcome
+
     def _judge(self):
+        import torch
+
+        from .environment import use_one_thread
         from .errors import ParityError
         from .gate import judge
 
+        threads = torch.get_num_threads()
+        use_one_thread()  # five times as fast on tensors of this size
         try:
             return judge(
                 self.config.getoption("--parity-candidate"),
@@ -91,6 +163,8 @@ class Gate(pytest.Collector):
             return CellFailed(str(error))
         except Exception as error:  # once is enough: the next cell would wait for the same failure
             return CellFailed(f"the harness itself failed ({type(error).__name__}: {error})")
+        finally:
+            torch.set_num_threads(threads)
 
 
 class CellItem(pytest.Item):

@@ -64,7 +64,16 @@ def find(arguments: list[str]) -> list[Path]:
     """The case folders that the arguments name: a case, a folder of cases, or prose beside them, which is passed
     over."""
     folders = []
+    if not all(text.strip() for text in arguments):
+        raise BadInput("the name of a recorded case is empty; give a folder.")
     for argument in map(Path, arguments):
+        try:
+            argument.stat()
+        except FileNotFoundError:
+            pass  # said below
+        except (OSError, ValueError) as error:
+            reason = getattr(error, "strerror", None) or str(error)
+            raise BadInput(f"{argument} is no usable path ({reason}); give folders of recorded cases.") from error
         if argument.is_dir():
             inner = sorted(path.parent for path in argument.glob("*/case.json"))
             folders += inner if inner and not (argument / "case.json").exists() else [argument]

@@ -18,6 +18,7 @@ class Verdict(Enum):
     CRASHED = "crashed"
     COVERAGE_GAP = "coverage gap"
     INCONCLUSIVE = "inconclusive"
+    INTERRUPTED = "interrupted"
 
     @property
     def exit_code(self) -> int:
@@ -32,6 +33,7 @@ EXIT_CODES = {
     Verdict.CRASHED: 4,
     Verdict.COVERAGE_GAP: 5,
     Verdict.INCONCLUSIVE: 5,
+    Verdict.INTERRUPTED: 130,
 }
 
 # When parts of a run end differently, the first of these that occurs is the run's verdict.

@@ -28,10 +28,30 @@ def run(
     case: Case | Life | None = None,
 ) -> Report:
     """Judge the named pairs (all, when none is named) in these types; with a `case`, only that one example."""
-    pairs = [pair for name, pair in registry().items() if not names or name in names]
     report = Report(
         command="run", profile=profile.name, seed=seed, verdict=Verdict.PARITY, sentence="", environment=environment
     )
+    try:
+        _fill(report, profile, names, dtypes, seed, progress, case)
+    except KeyboardInterrupt as stop:
+        report.verdict = Verdict.INTERRUPTED
+        by = f" by {stop}" if str(stop) else ""
+        report.sentence = f"Interrupted{by} after {len(report.pairs)} rows."
+        return report
+    return _concluded(report)
+
+
+def _fill(
+    report: Report,
+    profile: Profile,
+    names: list[str],
+    dtypes: list[str],
+    seed: int,
+    progress: Progress,
+    case: Case | Life | None,
+) -> None:
+    """What the run finds, into the report as it comes."""
+    pairs = [pair for name, pair in registry().items() if not names or name in names]
     clock = report.clock = {"reference_s": 0.0, "pairs_s": {}, "layers_s": 0.0}
     started = time.monotonic()
     if case is None:
@@ -39,7 +59,7 @@ def run(
         report.consistency = consistency.check(profile, seed)
         clock["reference_s"] = round(time.monotonic() - started, 2)
         if any(result.verdict is not Verdict.PARITY for result in report.consistency):
-            return _concluded(report)
+            return
     for pair in pairs:
         for dtype in (dtype for dtype in pair.dtypes if dtype in dtypes):
             progress(f"{pair.name} in {dtype}")
@@ -54,7 +74,6 @@ def run(
                 report.layers += layers.judge_layers(name, dtype, seed)
         clock["layers_s"] = round(time.monotonic() - began, 2)
     clock["total_s"] = round(time.monotonic() - started, 2)
-    return _concluded(report)
 
 
 def _judge(

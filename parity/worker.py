@@ -29,6 +29,10 @@ LONGEST_MESSAGE = 300
 LARGEST_RATIO = 1e9  # JSON knows no infinity
 
 
+class NoRoom(OSError):
+    """The harness's own file could not be written, which is not the candidate's fault."""
+
+
 class Worker:
     """Carries out requests, one method each."""
 
@@ -100,7 +104,10 @@ def save(path: str, logits, dtype: str) -> dict[str, object]:
     """Write logits for the harness; the answer that announces them."""
     import numpy as np
 
-    np.save(path, logits.astype(np.float32, copy=False))
+    try:
+        np.save(path, logits.astype(np.float32, copy=False))
+    except OSError as error:
+        raise NoRoom(str(error)) from error
     return {"dtype": dtype}
 
 
@@ -132,7 +139,7 @@ def _installed(name: str) -> str:
 
 def problem(error: BaseException, target: Target | None) -> dict[str, object]:
     """An exception of the candidate as an answer."""
-    kind = "raised"
+    kind = "no room" if isinstance(error, NoRoom) else "raised"
     if isinstance(error, SystemExit):
         kind = "exit"
     elif isinstance(error, (NotOffered, NotImplementedError)):  # the latter is how Python code says so

@@ -113,6 +113,7 @@ def test_a_case_can_be_run_again(capsys, tmp_path):
             "--case is not a printed example (it must be an object with exactly",
         ),
         (("run", "--pair", "rope", "--case", "nonsense"), "--case is not a printed example"),
+        (("golden", ""), "the name of a recorded case is empty"),
         (("run", "--json", "/no/such/folder/report.json"), "cannot be written"),
         (("golden", "no_such_folder"), "no_such_folder is not a folder"),
         (("golden", str(GOLDEN / "README.md")), "no recorded case was given"),
@@ -317,3 +318,20 @@ def test_a_reference_that_disagrees_with_itself_stops_the_run(capsys, monkeypatc
     code, out, _ = run(capsys, "run", "--pair", "rope")
     assert code == 5
     assert "The reference disagrees with itself between one shot and" in " ".join(out.split())
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ("run", "--json", ""),
+        ("golden", str(GOLDEN / SMALL), "--json", " "),
+        ("gate", "dsv4_mlx", "--html", ""),
+        ("gate", "dsv4_mlx", "--baseline", ""),
+        ("gate", "dsv4_mlx", "--bundle", ""),
+    ],
+)
+def test_an_empty_name_asks_for_nothing_and_is_refused(capsys, arguments):
+    with pytest.raises(SystemExit) as ended:
+        cli.main(list(arguments))
+    assert ended.value.code == 2
+    assert "the name is empty" in capsys.readouterr().err

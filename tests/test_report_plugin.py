@@ -1,11 +1,13 @@
 """pytest tests/test_report_plugin.py — `pytest --parity-candidate` in a port's own suite."""
 
+import pickle
 import sys
 from types import SimpleNamespace
 
 import pytest
 
 from parity.errors import BadInput
+from parity.gate_lives import CACHES, LIVES
 from parity.gate_results import Candidate, Cell, Diagnosis, GateReport
 from parity.probes import of_profile
 from parity.results import Verdict
@@ -13,6 +15,7 @@ from parity.results import Verdict
 pytest_plugins = ["pytester"]
 CANDIDATE = "mlx_lm.models.deepseek_v4"
 PLACES = [(probe.mechanism, schedule) for probe in of_profile("quick") for schedule in probe.schedules]
+PLACES.append((CACHES, LIVES))
 SPECIAL = {
     PLACES[1]: (Verdict.DIVERGES, "logits differ from token 5 on"),
     PLACES[2]: (Verdict.CRASHED, "ValueError: cannot reshape"),
@@ -111,3 +114,77 @@ def test_unknown_profile(pytester, judge):
     result = run(pytester, "--parity-candidate", CANDIDATE, "--parity-profile", "fast")
     assert result.ret == pytest.ExitCode.USAGE_ERROR
     assert "known: quick, full, exhaustive" in result.stderr.str() + result.stdout.str()
+
+
+def test_an_empty_candidate_judges_nothing_and_says_so(pytester, judge):
+    pytester.makepyfile("def test_own(): pass")
+    result = run(pytester, "--parity-candidate", "")
+    assert result.ret == pytest.ExitCode.USAGE_ERROR
+    assert "--parity-candidate is empty" in result.stderr.str() + result.stdout.str()
+    assert judge.calls == []
+
+
+def test_ids_can_be_given_as_those_of_any_test(pytester, judge):
+    pytester.makepyfile("def test_own(): pass")
+    ids = [f"parity[{CANDIDATE}]::{mechanism}[{schedule}]" for mechanism, schedule in PLACES[:2]]
+    run(pytester, "--parity-candidate", CANDIDATE, *ids).assert_outcomes(passed=1, failed=1)
+    run(
+        pytester, "--parity-candidate", CANDIDATE, ids[0], "test_ids_can_be_given_as_those_of_any_test.py"
+    ).assert_outcomes(passed=2)
+    run(pytester, "--parity-candidate", CANDIDATE, f"parity[{CANDIDATE}]").assert_outcomes(
+        passed=len(PLACES) - 3, failed=2, skipped=1
+    )
+    result = run(pytester, "--parity-candidate", CANDIDATE, f"parity[{CANDIDATE}]::hc.posts[decode]")
+    assert result.ret == pytest.ExitCode.USAGE_ERROR
+    assert "There is no test parity[" in result.stderr.str() + result.stdout.str()
+
+
+def test_last_failed(pytester, judge):
+    arguments = ("-p", "parity.pytest_plugin", "--parity-candidate", CANDIDATE)
+    pytester.runpytest_inprocess(*arguments).assert_outcomes(passed=len(PLACES) - 3, failed=2, skipped=1)
+    judge.answer = judged(places=PLACES)
+    again = pytester.runpytest_inprocess(*arguments, "--lf")
+    again.assert_outcomes(failed=2)
+
+
+CONFTEST = """
+import pathlib, pickle, sys
+from types import SimpleNamespace
+
+def judge(*arguments, **options):
+    with open({calls!r}, "a") as file:
+        file.write("judged\\n")
+    return pickle.loads(pathlib.Path({answer!r}).read_bytes())
+
+sys.modules["parity.gate"] = SimpleNamespace(judge=judge)
+"""
+
+
+def test_under_xdist_one_worker_judges(pytester, tmp_path):
+    calls, answer = tmp_path / "calls", tmp_path / "answer"
+    answer.write_bytes(pickle.dumps(judged()))
+    pytester.makeconftest(CONFTEST.format(calls=str(calls), answer=str(answer)))
+    result = pytester.runpytest_subprocess("-p", "parity.pytest_plugin", "-n", "2", "--parity-candidate", CANDIDATE)
+    result.assert_outcomes(passed=len(PLACES) - 3, failed=2, skipped=1)
+    assert calls.read_text() == "judged\n"
+    assert "This port mixes by comb." in result.stdout.str()
+    first = f"parity[{CANDIDATE}]::{PLACES[1][0]}[{PLACES[1][1]}]"
+    pytester.runpytest_subprocess(
+        "-p", "parity.pytest_plugin", "-n", "2", "--parity-candidate", CANDIDATE, first
+    ).assert_outcomes(failed=1)
+
+
+def test_torch_is_as_it_was(pytester, judge):
+    import torch
+
+    before = torch.get_num_threads()
+    seen = []
+    judge.answer = judged()
+    original = sys.modules["parity.gate"].judge
+    sys.modules["parity.gate"].judge = lambda *a, **o: (seen.append(torch.get_num_threads()), original(*a, **o))[1]
+    torch.set_num_threads(3)
+    try:
+        run(pytester, "--parity-candidate", CANDIDATE)
+        assert (seen, torch.get_num_threads()) == ([1], 3)
+    finally:
+        torch.set_num_threads(before)

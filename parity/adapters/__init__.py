@@ -78,11 +78,21 @@ def resolve(text: str) -> Target:
     """What CANDIDATE names, or `BadInput`: a word, a file, a folder that holds mlx-lm or mlx-vlm, a dotted module."""
     if text in WORDS:
         return Target(text, kind=text)
-    path = Path(text).expanduser()
-    if path.is_file():
-        return _file(text, path.resolve())
-    if path.is_dir():
-        return _folder(text, path.resolve())
+    if not text.strip():
+        raise BadInput(f"No candidate was given; {_known()}.")
+    try:
+        path = Path(text).expanduser()
+        if path.is_file():
+            return _file(text, path.resolve())
+        if path.is_dir():
+            return _folder(text, path.resolve())
+    except (
+        OSError,
+        RuntimeError,
+        ValueError,
+    ) as error:  # too long, an unknown user, a null byte, no permission
+        reason = getattr(error, "strerror", None) or str(error).rstrip(".")
+        raise BadInput(f"{text} is no usable path ({reason}); give another.") from error
     if os.sep in text or text.endswith(".py"):
         raise BadInput(f"There is no file or folder {text}; give the path of a model file or of a checkout.")
     if MODULE_NAME.fullmatch(text):

@@ -10,8 +10,9 @@ from functools import cache
 from importlib.resources import files
 from pathlib import Path
 
-from ..errors import BadInput
+from ..errors import BadEnvironment, BadInput
 from ..gate_results import GateReport
+from ..outputs import NO_ROOM
 from ..results import Report
 
 SCHEMAS = {"dsv4-parity/report/1": "schema.json", "dsv4-parity/gate/1": "gate_schema.json"}
@@ -38,6 +39,8 @@ def text_of(document: dict) -> str:
 def read(path: str) -> object:
     """What a JSON file holds. Raises BadInput where it is none."""
     try:
+        if not os.path.isfile(path):  # a pipe would be waited for
+            raise BadInput(f"{path} cannot be read (it is no file); give a report that --json wrote.")
         return json.loads(Path(path).read_text(encoding="utf-8"))
     except OSError as error:
         raise BadInput(f"{path} cannot be read ({error.strerror}); give a report that --json wrote.") from error
@@ -47,11 +50,24 @@ def read(path: str) -> object:
 
 def check_target(path: str, option: str = "--json") -> None:
     """Raise BadInput where the document could not be written, before the work is done rather than after it."""
-    folder = Path(path).resolve().parent
-    if path != "-" and (Path(path).is_dir() or not folder.is_dir() or not os.access(folder, os.W_OK)):
+    if path != "-" and (not path or os.path.isdir(path) or not may_be_made(Path(path))):
         raise BadInput(
             f"{path} cannot be written; give {option} a file in a folder that exists and that you may write to."
         )
+
+
+def may_be_made(path: Path) -> bool:
+    """Whether a file or folder of this name could be made: its folder is there, and nothing is wrong with the name."""
+    try:
+        if path.is_symlink() and not path.exists():
+            path = path.resolve(strict=False)
+        os.lstat(path.parent / path.name)
+    except FileNotFoundError:
+        pass  # not there yet, but a name that might be
+    except (OSError, ValueError, RuntimeError):  # too long, a null byte, links in a circle
+        return False
+    folder = os.path.realpath(path.parent)
+    return os.path.isdir(folder) and os.access(folder, os.W_OK)
 
 
 def write(report: Report | GateReport, path: str) -> None:
@@ -65,17 +81,21 @@ def write_text(content: str, path: str) -> None:
         sys.stdout.write(content)
         return
     target = Path(path)
-    if target.exists() and not target.is_file():  # a pipe, a device
-        target.write_text(content, encoding="utf-8")
-        return
     temporary = None
     try:
+        if target.exists() and not target.is_file():  # a pipe, a device
+            target.write_text(content, encoding="utf-8")
+            return
         handle, temporary = tempfile.mkstemp(dir=target.resolve().parent, prefix=f".{target.name}.")
         with os.fdopen(handle, "w", encoding="utf-8") as file:
             file.write(content)
         os.chmod(temporary, 0o644)
         os.replace(temporary, target)
-    except OSError as error:
+    except (OSError, ValueError, RuntimeError) as error:  # the latter of names that are none
         if temporary is not None:
             Path(temporary).unlink(missing_ok=True)
-        raise BadInput(f"{path} cannot be written ({error.strerror}).") from error
+        if isinstance(error, BrokenPipeError):
+            return
+        kind = BadEnvironment if getattr(error, "errno", None) in NO_ROOM else BadInput
+        reason = getattr(error, "strerror", None) or str(error).rstrip(".")
+        raise kind(f"{path} cannot be written ({reason}).") from error
