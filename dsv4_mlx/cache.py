@@ -34,6 +34,10 @@ class LayerCache(mlx_lm_cache._BaseCache):
         self.indexed = Pool(ratio, overlap) if overlap else None
         self.held = held if held is not None else min(ring.size for ring in self._rings())
 
+    def to_quantized(self, group_size: int = 64, bits: int = 4):
+        """mlx-lm asks for this where ``kv_bits`` is given. Raises UsageError: ignoring it would be silent."""
+        raise UsageError(f"The cache is not quantised to {bits} bits: leave kv_bits out; it is small as it is.")
+
     # --- calls ---------------------------------------------------------------------------------------------
 
     def call(self, batch: int, tokens: int, padding: tuple[list[int], list[int]] | None = None) -> Call:

@@ -40,6 +40,8 @@ def judge_lives(engine: Process, family: Family, folder: Path, profile: str, see
                 cell.verdict = Verdict.CRASHED if raised else Verdict.DIVERGES
                 cell.ratio, cell.sentence = float("inf"), f"{said} ({sort})"
                 break
+        if cell.verdict is Verdict.PARITY and not cell.tokens:
+            cell.verdict, cell.sentence = Verdict.INCONCLUSIVE, "no token was judged in any life"
     except CandidateProblem as problem:
         offered = not isinstance(problem, (NotOffered, MissingImports))
         cell.verdict, cell.sentence = Verdict.CRASHED if offered else Verdict.COVERAGE_GAP, str(problem)

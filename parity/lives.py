@@ -88,8 +88,10 @@ class LifeSearch:
 
     def result(self, done: list[Lives], life: Life | None = None, shrunk: bool = False) -> PairResult:
         """The pair's row: how many lives, the largest error over its limit, and the broken life if there is one."""
-        broken = done[-1].broken
+        broken = done[-1].broken if done else None
         verdict, failure = Verdict.PARITY, None
+        if not sum(lives.tokens for lives in done) and broken is None:
+            verdict = Verdict.COVERAGE_GAP
         if broken is not None:
             verdict = Verdict.CRASHED if broken.raised else Verdict.DIVERGES
             failure = Failure(
@@ -107,7 +109,7 @@ class LifeSearch:
             dtype=self.dtype,
             verdict=verdict,
             cases=sum(lives.lives for lives in done),
-            ratio=float("inf") if broken is not None else max(lives.ratio for lives in done),
+            ratio=float("inf") if broken is not None else max((lives.ratio for lives in done), default=0.0),
             ties=0,
             decisions=0,
             failure=failure,

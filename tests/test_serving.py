@@ -315,3 +315,9 @@ def test_server_with_a_draft_model(folder, greedy, tmp_path):
     with Server(folder, "--draft-model", str(draft), "--num-draft-tokens", "3") as server:
         for start in (0, 1, 2):
             assert talk(server, greedy, start, turns=1) == [0]
+
+
+def test_kv_bits_are_refused(folder):
+    model = dsv4_mlx.load(folder, mx.float32)
+    with pytest.raises(dsv4_mlx.UsageError, match=r"^The cache is not quantised to 4 bits: leave kv_bits out; "):
+        list(generate_step(mx.array([1, 2, 3]), model, max_tokens=3, kv_bits=4, quantized_kv_start=0))

@@ -1,0 +1,336 @@
+"""Ways to break the harness so that it would call something right that is not, and the tests that notice.
+
+One edit of one file each. `tests/test_sabotages.py` makes it in a copy of the repository and runs the tests that are
+named: they must go red. `python tests/sabotages.py` writes the table in docs/sabotages.md.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+REPOSITORY = Path(__file__).parents[1]
+TABLE = REPOSITORY / "docs" / "sabotages.md"
+HEAD = """# Sabotages
+
+A mutation score from the other side: each row is one edit of the *harness* that would let it call something right that
+is not. The tests that are named go red with it. `pytest tests/test_sabotages.py` shows three of them, `-m slow` all.
+
+| what is sabotaged | file | caught by |
+|---|---|---|
+"""
+
+
+@dataclass(frozen=True)
+class Sabotage:
+    """`old` occurs once in `file`; `caught_by` are arguments of pytest."""
+
+    what: str
+    file: str
+    old: str
+    new: str
+    caught_by: str
+
+
+SABOTAGES = [
+    # the limit
+    Sabotage(
+        "the limit of the RMS is infinite",
+        "parity/tolerance.py",
+        "limit_rms=max(rule.rms * slack * null_rms, floor_rms)",
+        "limit_rms=math.inf",
+        "tests/test_tolerance.py",
+    ),
+    Sabotage(
+        "the limit of the maximum is infinite",
+        "parity/tolerance.py",
+        "limit_max=max(rule.maximum * slack * null_max, floor_max)",
+        "limit_max=math.inf",
+        "tests/test_tolerance.py",
+    ),
+    Sabotage(
+        "bfloat16 may be as far off as float32",
+        "parity/tolerance.py",
+        "rms=1.5,",
+        "rms=15.0,",
+        "tests/test_tolerance.py",
+    ),
+    Sabotage(
+        "what is not finite has no size",
+        "parity/tolerance.py",
+        "sqrt().item() if x.numel() else 0.0\n    return value if math.isfinite(value) else math.inf",
+        "sqrt().item() if x.numel() else 0.0\n    return value if math.isfinite(value) else 0.0",
+        "tests/test_tolerance.py",
+    ),
+    Sabotage(
+        "everything is masked as undefined",
+        "parity/tolerance.py",
+        ").all(0)\n    exact, baseline, candidate",
+        ").any(0)\n    exact, baseline, candidate",
+        "tests/test_tolerance.py",
+    ),
+    Sabotage(
+        "comparing nothing is an agreement",
+        "parity/tolerance.py",
+        "if undefined.numel() and undefined.all():",
+        "if False:",
+        "tests/test_tolerance.py",
+    ),
+    Sabotage(
+        "errors of many examples are never pooled",
+        "parity/tolerance.py",
+        "if rows < SMALL:\n        return 0.0",
+        "if True:\n        return 0.0",
+        "tests/test_tolerance.py",
+    ),
+    # exact, baseline, null
+    Sabotage(
+        "exact is taken from the candidate",
+        "parity/oracle.py",
+        "judged.taps[name] = measure_rows(reference, baseline.taps[name], *others, got, dtype)",
+        "judged.taps[name] = measure_rows(got.double(), baseline.taps[name], *others, got, dtype)",
+        "tests/test_false_alarms.py -k flagged",
+    ),
+    Sabotage(
+        "a tensor that the reference cannot give is left out",
+        "parity/oracle.py",
+        'judged.broken[name] = "is not finite in the exact reference, so that it cannot be compared"',
+        "pass",
+        "tests/test_sabotages.py -k reference_without_numbers",
+    ),
+    Sabotage(
+        "a tensor that the candidate does not give is left out",
+        "parity/oracle.py",
+        'judged.broken[name] = "was not produced"',
+        "pass",
+        "tests/test_sabotages.py -k candidate_without_a_tensor",
+    ),
+    Sabotage(
+        "the null moves everything by a percent",
+        "parity/rounding.py",
+        "moved = torch.where(x == 1, x, x * (1 + step * torch.finfo(x.dtype).eps))",
+        "moved = x * (1 + 0.01 * step)",
+        "tests/test_rounding.py",
+    ),
+    Sabotage(
+        "exact runs in float32",
+        "parity/strategies/weights.py",
+        '"float64": torch.float64',
+        '"float64": torch.float32',
+        "tests/test_sabotages.py -k exact_has_twice_the_bits",
+    ),
+    # choices
+    Sabotage(
+        "every choice is legal",
+        "parity/decisions.py",
+        "illegal=int(too_far.sum())",
+        "illegal=0",
+        "tests/test_decisions.py",
+    ),
+    Sabotage(
+        "the margin of a choice is a hundred times as wide",
+        "parity/decisions.py",
+        "behind > 2 * margin",
+        "behind > 200 * margin",
+        "tests/test_decisions.py",
+    ),
+    Sabotage(
+        "expert tables need not agree",
+        "parity/decisions.py",
+        "return Choice(tokens, 0, wrong, float",
+        "return Choice(tokens, 0, 0, float",
+        "tests/test_decisions.py",
+    ),
+    Sabotage(
+        "every rounding is undecided",
+        "parity/undecided.py",
+        "return noise.amax(0) <= FLIP * usual, noise.amax(0)",
+        "return noise.amax(0) < 0, noise.amax(0)",
+        "tests/test_undecided.py",
+    ),
+    # the verdict
+    Sabotage(
+        "of no verdicts the verdict is parity",
+        "parity/results.py",
+        "if verdict in verdicts), Verdict.COVERAGE_GAP)",
+        "if verdict in verdicts), Verdict.PARITY)",
+        "tests/test_sabotages.py -k nothing_is_no_pass",
+    ),
+    Sabotage(
+        "what diverges ends with exit code 0",
+        "parity/results.py",
+        "Verdict.DIVERGES: 1,",
+        "Verdict.DIVERGES: 0,",
+        "tests/test_outputs.py -k closed_pipe",
+    ),
+    Sabotage(
+        "an example that raises is passed over",
+        "parity/search.py",
+        'self.fail(case, f"dsv4_mlx raised {error}", Verdict.CRASHED)',
+        "return",
+        "tests/test_cli.py -k raises_everywhere",
+    ),
+    Sabotage(
+        "the reference is not held to itself",
+        "parity/run.py",
+        "if any(result.verdict is not Verdict.PARITY for result in report.consistency):",
+        "if False:",
+        "tests/test_cli.py -k disagrees_with_itself",
+    ),
+    # recordings
+    Sabotage(
+        "recordings may be off by anything",
+        "parity/golden.py",
+        "BOTH_SIDES = 2.0",
+        "BOTH_SIDES = 1e9",
+        "tests/test_golden.py -k one_wrong_number",
+    ),
+    Sabotage(
+        "a reference without numbers agrees with a recording",
+        "parity/golden.py",
+        "if not all(run.isfinite().all() for run in (exact, baseline, *nulls, *nudged)):",
+        "if False:",
+        "tests/test_golden.py -k nothing_is_finite",
+    ),
+    Sabotage(
+        "weights need not be finite",
+        "reference_torch/checkpoint.py",
+        "if tensor.dtype.is_floating_point and not torch.isfinite(tensor).all():",
+        "if False:",
+        "tests/test_golden.py -k weights_that_are_not_finite",
+    ),
+    Sabotage(
+        "a recording may lack taps",
+        "parity/recordings.py",
+        "lacking = [name for name in _promised(recording) if name not in vectors]",
+        "lacking = []",
+        "tests/test_golden.py -k damaged",
+    ),
+    Sabotage(
+        "recorded choices are not compared",
+        "parity/golden.py",
+        "ratio = max(worst, 1.0 + 1e-9) if illegal else 0.0",
+        "ratio = 0.0",
+        "tests/test_golden.py -k one_wrong_choice",
+    ),
+    # the gate
+    Sabotage(
+        "every probe is run in one call only",
+        "parity/matrix.py",
+        "matrix.cells += [_cell(engine, family, schedule, matrix) for schedule in probe.schedules]",
+        "matrix.cells += [_cell(engine, family, schedule, matrix) for schedule in probe.schedules[:1]]",
+        'tests/test_gate.py -k "every_cell and not all"',
+    ),
+    Sabotage(
+        "logits that are not finite are measured as zeros",
+        "parity/matrix.py",
+        "if not logits.isfinite().all():",
+        "logits = logits.nan_to_num()\n    if False:",
+        "tests/test_gate.py -k returns_nan",
+    ),
+    Sabotage(
+        "what raises is not offered",
+        "parity/matrix.py",
+        "isinstance(problem, (NotOffered, MissingImports)) else",
+        "isinstance(problem, (NotOffered, MissingImports, Raised)) else",
+        "tests/test_gate.py -k crashed_in_a_whole_column",
+    ),
+    Sabotage(
+        "a few cells are enough for a verdict",
+        "parity/gate.py",
+        "if report.candidate.kind not in NOT_OFFERED_BY:",
+        "if True:",
+        "tests/test_gate.py -k fewer_cells",
+    ),
+    Sabotage(
+        "what is required need not be offered",
+        "parity/gate.py",
+        "gap.required = gap.what in require",
+        "gap.required = False",
+        'tests/test_gate.py -k "required_a_failure"',
+    ),
+    Sabotage(
+        "nothing is confirmed compiled",
+        "parity/gate.py",
+        "with engine.compiled():",
+        "if True:",
+        "tests/test_gate.py -k only_when_compiled",
+    ),
+    Sabotage(
+        "a broken life of the caches is as good as another",
+        "parity/life_port.py",
+        "wrong = [token for token, ratio in enumerate(over) if not ratio <= 1]",
+        "wrong = []",
+        "tests/test_cache_defects.py -k D014",
+    ),
+    Sabotage(
+        "lives in which nothing was judged agree",
+        "parity/lives.py",
+        "if not sum(lives.tokens for lives in done) and broken is None:",
+        "if False:",
+        "tests/test_sabotages.py -k nothing_is_no_pass",
+    ),
+    # the diagnosis
+    Sabotage(
+        "any defect resembles any port",
+        "parity/diagnosis.py",
+        "return family.measure(schedule, given, whole, judged).ratio <= SAME",
+        "return True",
+        'tests/test_diagnosis.py -k "unknown_defect_is_red"',
+    ),
+    Sabotage(
+        "comparing no token is a resemblance",
+        "parity/diagnosis.py",
+        "if not judged[: len(run)].any():  # nothing was shown\n            return False",
+        "if not judged[: len(run)].any():  # nothing was shown\n            return True",
+        "tests/test_diagnosis.py -k finite_nowhere",
+    ),
+    Sabotage(
+        "defects are put in, and nothing changes",
+        "parity/defects/patching.py",
+        "for function, parts in swaps:\n            _give(function, parts)",
+        "pass",
+        "tests/test_defects.py -k restored",
+    ),
+    # the candidate's process and the report
+    Sabotage(
+        "a candidate's memory is not watched",
+        "parity/usage.py",
+        "return sum(_resident(member) for member in family(pid))",
+        "return 0",
+        "tests/test_usage.py",
+    ),
+    Sabotage(
+        "a candidate may hand over a link to another file",
+        "parity/process.py",
+        "os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK",
+        "os.O_RDONLY | os.O_NONBLOCK",
+        "tests/test_process.py -k trusted",
+    ),
+    Sabotage(
+        "red cells are passed tests in JUnit",
+        "parity/report/junit.py",
+        '"diverges": "failure", ',
+        "",
+        "tests/test_report_renderings.py",
+    ),
+    Sabotage(
+        "a report that could not be written is as good as one that was",
+        "parity/outputs.py",
+        "return code or (problems[0].exit_code if problems else 0)",
+        "return code",
+        "tests/test_outputs.py -k every_document_is_tried",
+    ),
+]
+
+
+def table() -> str:
+    """The page of the docs."""
+    rows = [
+        f"| {one.what} | `{one.file}` | `pytest {one.caught_by.replace('|', chr(92) + '|')}` |" for one in SABOTAGES
+    ]
+    return HEAD + "\n".join(rows) + "\n"
+
+
+if __name__ == "__main__":
+    TABLE.write_text(table(), encoding="utf-8")
