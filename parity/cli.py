@@ -10,7 +10,8 @@ import time
 import traceback
 from collections.abc import Callable
 
-from . import gate_command, outputs
+from .commands import gate as gate_command
+from .commands import outputs
 from .environment import check_environment, prepare_environment, use_one_thread
 from .errors import BadEnvironment, BadInput, ParityError
 
@@ -162,10 +163,10 @@ def run_command(options: argparse.Namespace, started: float, progress_line: Call
     if options.json:
         document.check_target(options.json)
     environment = check_environment()
-    from .lives import Life
+    from .cases.strategies import PROFILES, Case
+    from .jobs.lives import Life
+    from .jobs.run import run
     from .pairs import LifePair, registry
-    from .run import run
-    from .strategies import PROFILES, Case
 
     profile = PROFILES[_one_of("--profile", options.profile, list(PROFILES))]
     names = [_one_of("--pair", name, list(registry())) for name in options.pair]
@@ -200,7 +201,7 @@ def golden_command(options: argparse.Namespace, started: float, progress_line: C
     if options.json:
         document.check_target(options.json)
     environment = check_environment()
-    from .golden import golden
+    from .jobs.golden import golden
 
     imported = time.monotonic() - started
     return _finish(

@@ -15,7 +15,7 @@ from pathlib import Path
 
 from packaging.specifiers import SpecifierSet
 
-from parity.errors import BadEnvironment
+from .errors import BadEnvironment
 
 # The ranges of pyproject.toml, which a test compares with these.
 SUPPORTED = {

@@ -1,5 +1,10 @@
 """What stops a run: each problem is one sentence, and each class has its own exit code."""
 
+import errno
+
+# Numbers of OSError that mean: the machine has no room left.
+NO_ROOM = {errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EMFILE, errno.ENFILE, errno.ENOMEM, errno.EIO}
+
 
 class ParityError(Exception):
     """A problem whose message is one sentence for the user; the command ends with `exit_code`."""

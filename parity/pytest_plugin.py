@@ -107,8 +107,8 @@ class Gate(pytest.Collector):
     """The matrix of one candidate under one profile."""
 
     def collect(self) -> list[pytest.Item]:
-        from .gate_lives import CACHES, LIVES
-        from .probes import PROFILES, of_profile
+        from .gate.lives import CACHES, LIVES
+        from .gate.probes import PROFILES, of_profile
 
         profile = self.config.getoption("--parity-profile")
         if profile not in PROFILES:
@@ -149,7 +149,7 @@ class Gate(pytest.Collector):
 
         from .environment import use_one_thread
         from .errors import ParityError
-        from .gate import judge
+        from .jobs.gate import judge
 
         threads = torch.get_num_threads()
         use_one_thread()  # five times as fast on tensors of this size

@@ -27,8 +27,8 @@ from dsv4_mlx.indexer import Indexer
 from dsv4_mlx.model import Model
 from dsv4_mlx.quantization import Linear, linear_input
 from dsv4_mlx.router import Router
-from parity.defects.patching import as_written
-from parity.probes import Probe
+from parity.gate.defects.patching import as_written
+from parity.gate.probes import Probe
 
 HAS_COMPILER = mx.default_device() != mx.cpu or shutil.which("g++") is not None  # what MLX compiles with on the CPU
 

@@ -7,10 +7,10 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
-from parity import oracle
-from parity.sides import TorchSide
-from parity.strategies import checkpoint_tensors
-from parity.tolerance import Measurement, measure
+from parity.cases.strategies import checkpoint_tensors
+from parity.judging import oracle
+from parity.judging.sides import TorchSide
+from parity.judging.tolerance import Measurement, measure
 
 # As the command does: tensors are tiny, and threads that wait for each other cost ten times as much.
 torch.set_num_threads(1)

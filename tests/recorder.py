@@ -10,9 +10,9 @@ import torch
 from safetensors.torch import save_file
 from torch import Tensor
 
-from parity import taps
-from parity.rounding import OtherRounding
-from parity.strategies import checkpoint_tensors
+from parity.cases.strategies import checkpoint_tensors
+from parity.judging import taps
+from parity.judging.rounding import OtherRounding
 from reference_torch import Config, Options, build
 from reference_torch.quantization import hadamard, round_to_e4m3
 

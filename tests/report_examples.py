@@ -2,7 +2,7 @@
 
 import json
 
-from parity.gate_results import Candidate, Cell, Deviation, Diagnosis, Gap, GateReport, LayerError, Mechanism
+from parity.gate.results import Candidate, Cell, Deviation, Diagnosis, Gap, GateReport, LayerError, Mechanism
 from parity.results import Verdict
 
 SCHEDULES = ["oneshot", "cached", "decode", "chunks", "batch"]

@@ -15,14 +15,14 @@ import torch
 from helpers import sentence, tiny, token_ids, write_folder
 
 import dsv4_mlx
-from parity.adapters import Target, resolve
-from parity.adapters.imports import missing_modules
-from parity.adapters.stored import all_float32
+from parity.candidates.adapters import Target, resolve
+from parity.candidates.adapters.imports import missing_modules
+from parity.candidates.adapters.stored import all_float32
+from parity.candidates.process import MissingImports, NotOffered, Process
+from parity.cases.resources import fixtures_path
+from parity.cases.strategies import checkpoint_tensors
 from parity.environment import installed_version
 from parity.errors import BadInput
-from parity.process import MissingImports, NotOffered, Process
-from parity.resources import fixtures_path
-from parity.strategies import checkpoint_tensors
 
 CONFIG = tiny((0, 4), mtp=0)
 WITH_MTP = tiny((0, 4, 0), mtp=1)

@@ -8,12 +8,12 @@ import re
 
 import pytest
 
-from parity.defects import Defect, Edit, catalogue
-from parity.defects.patching import applied
-from parity.lives import Life, LifeSearch
+from parity.cases.strategies import Profile
+from parity.gate.defects import Defect, Edit, catalogue
+from parity.gate.defects.patching import applied
+from parity.jobs.lives import Life, LifeSearch
 from parity.pairs import registry
 from parity.results import Verdict
-from parity.strategies import Profile
 
 PAIR = registry()["cache"]
 PROFILE = Profile("many", 1, 180, 60, 30)

@@ -11,11 +11,12 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from parity import cli, environment, search
-from parity.layers import SIZES
+from parity import cli, environment
+from parity.cases.resources import fixtures_path
+from parity.cases.strategies import PROFILES, Case
+from parity.jobs import search
+from parity.jobs.layers import SIZES
 from parity.report import document
-from parity.resources import fixtures_path
-from parity.strategies import PROFILES, Case
 
 GOLDEN = fixtures_path() / "golden"
 SMALL = "flash_short_exact"

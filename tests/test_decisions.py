@@ -10,7 +10,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from parity.decisions import as_sets, judge, same
+from parity.judging.decisions import as_sets, judge, same
 
 # One token, five items; the cut of k=2 lies between 0.80 and 0.79.
 SCORES = torch.tensor([[[0.10, 0.80, 0.79, 0.95, 0.50]]], dtype=torch.float64)

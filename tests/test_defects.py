@@ -13,14 +13,15 @@ import torch
 from helpers import sentence, tiny, token_ids
 from safetensors.torch import load_file
 
-from parity import oracle, resources
-from parity.defects import FOLDER, PATCHES, DefectError, catalogue, read_folder
-from parity.defects.patching import Conflict, applied, compatible, edited
+from parity.cases import resources
+from parity.cases.strategies import checkpoint_tensors
+from parity.gate.defects import FOLDER, PATCHES, DefectError, catalogue, read_folder
+from parity.gate.defects.patching import Conflict, applied, compatible, edited
+from parity.judging import oracle
+from parity.judging.rounding import OtherRounding
+from parity.judging.sides import MLXSide, TorchSide
+from parity.judging.tolerance import measure
 from parity.pairs import registry
-from parity.rounding import OtherRounding
-from parity.sides import MLXSide, TorchSide
-from parity.strategies import checkpoint_tensors
-from parity.tolerance import measure
 
 DEFECTS = list(catalogue().values())
 BY_ID = catalogue()

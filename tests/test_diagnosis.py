@@ -12,14 +12,14 @@ from types import SimpleNamespace
 import pytest
 import torch
 
-from parity.defects import Edit, catalogue
-from parity.defects.patching import compatible
-from parity.diagnosis import Diagnoser, Hypothesis, needed
-from parity.gate import reference
-from parity.matrix import Matrix, judge_probe
-from parity.probes import of_profile, registry
+from parity.gate.defects import Edit, catalogue
+from parity.gate.defects.patching import compatible
+from parity.gate.diagnosis import Diagnoser, Hypothesis, needed
+from parity.gate.matrix import Matrix, judge_probe
+from parity.gate.probes import of_profile, registry
+from parity.jobs.gate import reference
+from parity.jobs.score import Patched, judged_until_named
 from parity.results import Verdict
-from parity.score import Patched, judged_until_named
 
 KNOWN = catalogue()
 WHOLE = [probe.mechanism for probe in of_profile("quick")]

@@ -12,8 +12,8 @@ from helpers import tiny, write_folder
 import dsv4_mlx
 from dsv4_mlx import attention, experts, token_wise
 from dsv4_mlx.attention import in_blocks, sink_attention
-from parity.strategies import checkpoint_tensors
-from parity.taps import as_written
+from parity.cases.strategies import checkpoint_tensors
+from parity.judging.taps import as_written
 
 WINDOW, ROWS, HEADS, DIM = 20, 7, 3, 8
 

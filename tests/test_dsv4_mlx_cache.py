@@ -15,8 +15,8 @@ from dsv4_mlx import LayerCache, UsageError, token_wise
 from dsv4_mlx.pool import REWIND, Pool
 from dsv4_mlx.positions import Call, Row
 from dsv4_mlx.ring import Ring
-from parity.sides import MLXSide
-from parity.strategies import checkpoint_tensors
+from parity.cases.strategies import checkpoint_tensors
+from parity.judging.sides import MLXSide
 
 # A layer of each kind, the last block at a published ratio; window and index_topk are much smaller than a sequence.
 CONFIG = tiny((0, 4, 8, 128, 4), sliding_window=6)

@@ -15,9 +15,9 @@ from safetensors.torch import save_file
 
 import dsv4_mlx
 import reference_torch
-from parity.resources import fixtures_path
-from parity.sides import from_mlx, to_mlx
-from parity.strategies import checkpoint_tensors
+from parity.cases.resources import fixtures_path
+from parity.cases.strategies import checkpoint_tensors
+from parity.judging.sides import from_mlx, to_mlx
 
 GOLDEN = sorted(path.name for path in (fixtures_path() / "golden").iterdir() if path.is_dir())
 CONFIG = tiny((0, 4), mtp=0)

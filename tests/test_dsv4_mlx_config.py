@@ -11,7 +11,7 @@ import pytest
 from helpers import sentence, tiny
 
 from dsv4_mlx import ModelArgs
-from parity.resources import fixtures_path
+from parity.cases.resources import fixtures_path
 from reference_torch import Config
 
 GOOD = tiny((0, 4, 8), mtp=1)

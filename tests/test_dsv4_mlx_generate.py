@@ -16,8 +16,8 @@ from test_serving import END, ids_of, words, write_checkpoint
 import dsv4_mlx
 from dsv4_mlx import TokenStream, UsageError, generate, token_wise
 from dsv4_mlx.registration import MODULE
-from parity.sides import MLXSide
-from parity.strategies import checkpoint_tensors
+from parity.cases.strategies import checkpoint_tensors
+from parity.judging.sides import MLXSide
 
 NEW = 24
 CONFIGS = {

@@ -14,11 +14,11 @@ from mlx_lm.generate import generate_step
 import dsv4_mlx
 from dsv4_mlx import LayerCache, Model, ModelArgs
 from dsv4_mlx.router import Router
-from parity.examples import judge_case
+from parity.cases.strategies import Case, checkpoint_tensors
+from parity.jobs.examples import judge_case
+from parity.judging.sides import MLXSide, from_mlx, to_mlx
+from parity.judging.tolerance import measure
 from parity.pairs import registry
-from parity.sides import MLXSide, from_mlx, to_mlx
-from parity.strategies import Case, checkpoint_tensors
-from parity.tolerance import measure
 from reference_torch.router import score
 
 CONFIG = tiny((0, 4, 8), mtp=1)

@@ -14,13 +14,13 @@ import pytest
 import torch
 from hypothesis import HealthCheck, Phase, settings
 
-from parity import oracle
-from parity.examples import judge_against_reference
+from parity.cases.strategies import Profile, checkpoint_tensors
+from parity.jobs.examples import judge_against_reference
+from parity.judging import oracle
+from parity.judging.rounding import OtherRounding
+from parity.judging.sides import TorchSide
+from parity.judging.tolerance import pooled_ratio
 from parity.pairs import registry
-from parity.rounding import OtherRounding
-from parity.sides import TorchSide
-from parity.strategies import Profile, checkpoint_tensors
-from parity.tolerance import pooled_ratio
 
 # Examples of a pair in one type: many where an example is cheap. A quarter of them without -m slow.
 EXAMPLES = {

@@ -21,9 +21,10 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from safetensors.torch import load_file, save_file
 
-from parity import cli, gate
-from parity.probes import of_profile
-from parity.resources import fixtures_path
+from parity import cli
+from parity.cases.resources import fixtures_path
+from parity.gate.probes import of_profile
+from parity.jobs import gate
 
 GOLDEN = fixtures_path() / "golden"
 CANDIDATES = Path(__file__).parent / "candidates"

@@ -17,12 +17,15 @@ import jsonschema
 import numpy as np
 import pytest
 
-from parity import bundle, cli, gate, matrix, process
-from parity.containment import landlock_version
-from parity.gate_lives import CACHES, LIVES
-from parity.gate_results import SCHEMA, Candidate, Cell
-from parity.matrix import NOT_ASKED
-from parity.probes import SCHEDULES, of_profile, registry
+from parity import cli
+from parity.candidates import process
+from parity.candidates.containment import landlock_version
+from parity.gate import bundle, matrix
+from parity.gate.lives import CACHES, LIVES
+from parity.gate.matrix import NOT_ASKED
+from parity.gate.probes import SCHEDULES, of_profile, registry
+from parity.gate.results import SCHEMA, Candidate, Cell
+from parity.jobs import gate
 from parity.report import document
 from parity.results import Verdict
 

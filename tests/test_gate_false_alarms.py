@@ -24,11 +24,11 @@ from gate_variants import HAS_COMPILER, VARIANTS, in_bfloat16
 
 from dsv4_mlx.attention import Attention
 from parity.environment import use_one_thread
-from parity.families import Family, family
-from parity.matrix import Matrix, judge_probe
-from parity.probes import of_profile
+from parity.gate.families import Family, family
+from parity.gate.matrix import Matrix, judge_probe
+from parity.gate.probes import of_profile
+from parity.jobs.score import Patched
 from parity.results import Verdict
-from parity.score import Patched
 
 QUICK = {probe.mechanism: probe for probe in of_profile("quick")}
 EXAMPLES = 10_000

@@ -12,13 +12,13 @@ from safetensors.torch import load_file, save_file
 
 import dsv4_mlx.hyper_connection
 import dsv4_mlx.quantization
-import parity.golden
+import parity.jobs.golden
 import reference_torch
+from parity.cases.recordings import find, load
+from parity.cases.resources import fixtures_path
 from parity.errors import BadInput
-from parity.golden import Replay, golden
-from parity.layers import SIZES
-from parity.recordings import find, load
-from parity.resources import fixtures_path
+from parity.jobs.golden import Replay, golden
+from parity.jobs.layers import SIZES
 from parity.results import Verdict
 from reference_torch import Options
 
@@ -249,14 +249,14 @@ def test_damaged_case(copy, text, sentence):
 @pytest.mark.parametrize("vanishing", ["case.json", "config.json", "model.safetensors", "vectors.safetensors"])
 def test_a_file_may_vanish_while_the_case_is_read(copy, monkeypatch, vanishing):
     folder = copy("flash_short_exact")
-    original = parity.recordings.read_folder
+    original = parity.cases.recordings.read_folder
 
     def last_look(path):
         found = original(path)
         (folder / vanishing).unlink()
         return found
 
-    monkeypatch.setattr(parity.recordings, "read_folder", last_look)
+    monkeypatch.setattr(parity.cases.recordings, "read_folder", last_look)
     if vanishing in ("case.json", "model.safetensors"):  # read before
         assert load(folder).name == "flash_short_exact"
         return
@@ -322,4 +322,4 @@ def test_every_recorded_vector_is_compared():
         recorded = set(load_file(GOLDEN / name / "vectors.safetensors")) - {"input_ids"}
         for result in judge(GOLDEN / name).values():
             assert recorded <= {tap.name for tap in result.taps}
-    assert parity.golden.IMPLEMENTATIONS == ("reference_torch", "dsv4_mlx")
+    assert parity.jobs.golden.IMPLEMENTATIONS == ("reference_torch", "dsv4_mlx")

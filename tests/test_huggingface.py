@@ -12,7 +12,7 @@ from helpers import Judge, in_calls, tiny, token_ids, write_folder
 
 import dsv4_mlx
 import reference_torch
-from parity.sides import from_mlx
+from parity.judging.sides import from_mlx
 
 transformers = pytest.importorskip("transformers", reason="the witness comes with the extra [test]")
 transformers.utils.logging.disable_progress_bar()

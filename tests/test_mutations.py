@@ -18,13 +18,13 @@ import pytest
 import torch
 
 import dsv4_mlx
-from parity import consistency, search
-from parity.defects import catalogue
-from parity.defects.patching import applied, edited
+from parity.cases.strategies import PROFILES, Case
+from parity.gate.defects import catalogue
+from parity.gate.defects.patching import applied, edited
+from parity.jobs import consistency, search
+from parity.jobs.run import run
 from parity.pairs import registry
 from parity.results import Verdict
-from parity.run import run
-from parity.strategies import PROFILES, Case
 
 SEED = 0
 DEFECTS = [defect for defect in catalogue().values() if defect.pair]

@@ -15,11 +15,13 @@ from pathlib import Path
 import jsonschema
 import pytest
 
-from parity import cli, gate, outputs
+from parity import cli
+from parity.cases.resources import fixtures_path
+from parity.commands import outputs
 from parity.errors import BadEnvironment
-from parity.gate_results import Candidate, GateReport
+from parity.gate.results import Candidate, GateReport
+from parity.jobs import gate
 from parity.report import document
-from parity.resources import fixtures_path
 from parity.results import Verdict
 
 GOLDEN = fixtures_path() / "golden"
@@ -101,7 +103,7 @@ def test_every_document_is_tried(tmp_path, capsys, monkeypatch):
     monkeypatch.setattr(document, "write_text", failing)
     names = ("html", "json", "junit", "markdown", "sarif")
     options = cli.parser().parse_args(["gate", "x", *(f"--{name}={tmp_path / 'report'}.{name}" for name in names)])
-    from parity.gate_command import finish
+    from parity.commands.gate import finish
 
     assert finish(report, options) == 3
     assert {path.suffix for path in tmp_path.iterdir()} == {".json", ".junit", ".markdown", ".sarif"}
@@ -140,7 +142,7 @@ def test_no_room_is_the_machines_fault(capsys, monkeypatch, error):
     def fails(*arguments, **options):
         raise error
 
-    monkeypatch.setattr("parity.golden.golden", fails)
+    monkeypatch.setattr("parity.jobs.golden.golden", fails)
     assert cli.main(["golden", SMALL]) == 3
     assert sentence(capsys.readouterr().err).startswith("parity: This machine has no room to work in (")
     assert outputs.no_room(ValueError("x")) is None

@@ -8,12 +8,12 @@ import dataclasses
 import pytest
 import torch
 
-from parity.defects import catalogue
-from parity.diagnosis import patched_logits
-from parity.gate import reference
-from parity.matrix import judge
-from parity.probes import PROFILES, SCHEDULES, Probe, of_profile, registry
-from parity.probes.weights import Weights, config
+from parity.gate.defects import catalogue
+from parity.gate.diagnosis import patched_logits
+from parity.gate.matrix import judge
+from parity.gate.probes import PROFILES, SCHEDULES, Probe, of_profile, registry
+from parity.gate.probes.weights import Weights, config
+from parity.jobs.gate import reference
 from parity.results import Verdict
 
 KNOWN = catalogue()

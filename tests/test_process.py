@@ -16,11 +16,11 @@ import torch
 from helpers import tiny, token_ids, write_folder
 
 import dsv4_mlx
-from parity import process
-from parity.adapters import resolve
-from parity.containment import landlock_version
-from parity.process import Process
-from parity.strategies import checkpoint_tensors
+from parity.candidates import process
+from parity.candidates.adapters import resolve
+from parity.candidates.containment import landlock_version
+from parity.candidates.process import Process
+from parity.cases.strategies import checkpoint_tensors
 
 CANDIDATES = Path(__file__).parent / "candidates"
 CONFIG = tiny((0, 4), mtp=0)

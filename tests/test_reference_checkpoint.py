@@ -7,7 +7,7 @@ import pytest
 import torch
 from helpers import sentence, tiny, token_ids, write_folder
 
-from parity.strategies import checkpoint_tensors
+from parity.cases.strategies import checkpoint_tensors
 from reference_torch import CheckpointError, Config, Options, build, load
 
 CONFIG = tiny((0, 4), mtp=0, hidden_size=32, moe_intermediate_size=32)

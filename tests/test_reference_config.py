@@ -10,7 +10,7 @@ import math
 import pytest
 from helpers import sentence, tiny
 
-from parity.resources import fixtures_path
+from parity.cases.resources import fixtures_path
 from reference_torch import Config, ConfigError, Options
 from reference_torch.config import FIXED
 

@@ -9,11 +9,11 @@ from helpers import in_calls, tiny, token_ids
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from parity.oracle import NULLS
-from parity.rounding import OtherRounding
-from parity.strategies import checkpoint_tensors
-from parity.strategies.lengths import chunkings
-from parity.tolerance import measure
+from parity.cases.strategies import checkpoint_tensors
+from parity.cases.strategies.lengths import chunkings
+from parity.judging.oracle import NULLS
+from parity.judging.rounding import OtherRounding
+from parity.judging.tolerance import measure
 from reference_torch import Config, MTPState, build
 from reference_torch.compressor import CompressorState
 

@@ -9,7 +9,7 @@ import pytest
 import torch
 from helpers import tiny
 
-from parity.strategies import checkpoint_tensors
+from parity.cases.strategies import checkpoint_tensors
 from reference_torch import Config, Options, build
 from reference_torch.attention import sink_attention
 from reference_torch.experts import swiglu

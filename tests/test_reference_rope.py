@@ -10,7 +10,7 @@ import pytest
 import torch
 from helpers import tiny
 
-from parity.resources import fixtures_path
+from parity.cases.resources import fixtures_path
 from reference_torch import Config, rope
 
 FLASH = fixtures_path() / "configs" / "flash.json"

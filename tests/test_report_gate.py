@@ -10,7 +10,7 @@ import report_examples as examples
 from rich.console import Console
 
 from parity.errors import BadInput
-from parity.gate_results import SCHEMA
+from parity.gate.results import SCHEMA
 from parity.report import baseline, document, gate_table, view
 
 

@@ -7,9 +7,9 @@ from types import SimpleNamespace
 import pytest
 
 from parity.errors import BadInput
-from parity.gate_lives import CACHES, LIVES
-from parity.gate_results import Candidate, Cell, Diagnosis, GateReport
-from parity.probes import of_profile
+from parity.gate.lives import CACHES, LIVES
+from parity.gate.probes import of_profile
+from parity.gate.results import Candidate, Cell, Diagnosis, GateReport
 from parity.results import Verdict
 
 pytest_plugins = ["pytester"]
@@ -33,7 +33,7 @@ def judged(places=PLACES):
 
 @pytest.fixture
 def judge(monkeypatch):
-    """Stands for parity.gate.judge; remembers its calls."""
+    """Stands for parity.jobs.gate.judge; remembers its calls."""
     calls = []
 
     def stand_in(target, **options):
@@ -43,7 +43,7 @@ def judge(monkeypatch):
         return stand_in.answer
 
     stand_in.answer, stand_in.calls = judged(), calls
-    monkeypatch.setitem(sys.modules, "parity.gate", SimpleNamespace(judge=stand_in))
+    monkeypatch.setitem(sys.modules, "parity.jobs.gate", SimpleNamespace(judge=stand_in))
     return stand_in
 
 
@@ -156,7 +156,7 @@ def judge(*arguments, **options):
         file.write("judged\\n")
     return pickle.loads(pathlib.Path({answer!r}).read_bytes())
 
-sys.modules["parity.gate"] = SimpleNamespace(judge=judge)
+sys.modules["parity.jobs.gate"] = SimpleNamespace(judge=judge)
 """
 
 
@@ -180,8 +180,8 @@ def test_torch_is_as_it_was(pytester, judge):
     before = torch.get_num_threads()
     seen = []
     judge.answer = judged()
-    original = sys.modules["parity.gate"].judge
-    sys.modules["parity.gate"].judge = lambda *a, **o: (seen.append(torch.get_num_threads()), original(*a, **o))[1]
+    original = sys.modules["parity.jobs.gate"].judge
+    sys.modules["parity.jobs.gate"].judge = lambda *a, **o: (seen.append(torch.get_num_threads()), original(*a, **o))[1]
     torch.set_num_threads(3)
     try:
         run(pytester, "--parity-candidate", CANDIDATE)

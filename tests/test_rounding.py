@@ -8,8 +8,8 @@ import torch
 import torch.nn.functional as F
 from helpers import tiny, token_ids
 
-from parity.rounding import MOST_PIECES, OtherRounding
-from parity.strategies import checkpoint_tensors
+from parity.cases.strategies import checkpoint_tensors
+from parity.judging.rounding import MOST_PIECES, OtherRounding
 from reference_torch import Config, build
 
 TERMS = 200

@@ -15,12 +15,12 @@ import torch
 from helpers import tiny, token_ids
 from sabotages import REPOSITORY, SABOTAGES, TABLE, table
 
-from parity import oracle
-from parity.lives import LifeSearch
+from parity.cases.strategies import Profile, checkpoint_tensors
+from parity.jobs.lives import LifeSearch
+from parity.judging import oracle
+from parity.judging.sides import TorchSide
 from parity.pairs import registry
 from parity.results import Verdict, overall
-from parity.sides import TorchSide
-from parity.strategies import Profile, checkpoint_tensors
 
 FAST = {
     "errors of many examples are never pooled",
@@ -35,7 +35,7 @@ FAST = {
 )
 def test_a_sabotage_is_noticed(sabotage, tmp_path):
     copy = tmp_path / "copy"
-    shutil.copytree(REPOSITORY, copy, ignore=shutil.ignore_patterns(".git", ".nox", ".venv", ".hypothesis", "*cache*"))
+    shutil.copytree(REPOSITORY, copy, ignore=shutil.ignore_patterns(".*", "__pycache__"))
     path = copy / sabotage.file
     text = path.read_text(encoding="utf-8")
     assert text.count(sabotage.old) == 1

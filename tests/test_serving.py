@@ -23,7 +23,7 @@ from mlx_lm.models.cache import load_prompt_cache, make_prompt_cache, save_promp
 
 import dsv4_mlx
 from dsv4_mlx.registration import MODULE
-from parity.strategies import checkpoint_tensors
+from parity.cases.strategies import checkpoint_tensors
 
 # The ratios that transformers knows too: it reads the config for the sake of the tokenizer.
 CONFIG = tiny((0, 4, 128, 4), sliding_window=6)

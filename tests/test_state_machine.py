@@ -9,12 +9,12 @@ from helpers import tiny
 from mlx_lm.models import cache as mlx_lm_cache
 from mlx_lm.models import llama
 
-from parity.cache_offers import OFFERS, gaps
-from parity.exploring import check, sort_of
-from parity.gate_lives import OFFERED
-from parity.life_port import Port
-from parity.sides import MLXSide
-from parity.strategies import checkpoint_tensors
+from parity.cases.strategies import checkpoint_tensors
+from parity.gate.lives import OFFERED
+from parity.judging.sides import MLXSide
+from parity.lives.exploring import check, sort_of
+from parity.lives.offers import OFFERS, gaps
+from parity.lives.port import Port
 
 CONFIG = tiny((0, 4, 8, 128), sliding_window=6)
 

@@ -9,9 +9,9 @@ import pytest
 import torch
 from helpers import tiny, token_ids
 
-from parity import taps
-from parity.sides import MLXSide, TorchSide
-from parity.strategies import checkpoint_tensors
+from parity.cases.strategies import checkpoint_tensors
+from parity.judging import taps
+from parity.judging.sides import MLXSide, TorchSide
 
 
 class TorchChild(torch.nn.Module):

@@ -8,8 +8,8 @@ import math
 import pytest
 import torch
 
-from parity.rounding import OtherRounding
-from parity.tolerance import RULES, SCATTER, SMALL, measure, peak, pooled_ratio, rms, rule_for, spacing
+from parity.judging.rounding import OtherRounding
+from parity.judging.tolerance import RULES, SCATTER, SMALL, measure, peak, pooled_ratio, rms, rule_for, spacing
 from reference_torch.norm import rms_norm, wide
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}

@@ -2,7 +2,7 @@
 
 import torch
 
-from parity.undecided import decided_rows
+from parity.judging.undecided import decided_rows
 
 EXACT = torch.linspace(1, 2, 40, dtype=torch.float64).reshape(1, 10, 4)
 NOISE = 1e-7 * torch.sin(torch.arange(40.0, dtype=torch.float64)).reshape(1, 10, 4)

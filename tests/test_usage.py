@@ -10,7 +10,7 @@ import time
 
 import pytest
 
-from parity import usage
+from parity.candidates import usage
 
 linux = pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
 WAITS = "import sys; print(1, flush=True); sys.stdin.read()"

@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from hypothesis import strategies as st
 from torch import Tensor
 
-from ..strategies import Case, Profile
+from ..cases.strategies import Case, Profile
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -1,7 +1,7 @@
 """A whole attention layer of each kind, in any chunking."""
 
-from ..schedules import calls
-from ..strategies import cases
+from ..cases.schedules import calls
+from ..cases.strategies import cases
 from . import Pair
 from .attention_parts import KINDS
 from .compressor import PLAIN, token_inputs

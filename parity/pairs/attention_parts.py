@@ -2,8 +2,8 @@
 
 import torch
 
-from ..strategies import cases
-from ..strategies.configs import pick
+from ..cases.strategies import cases
+from ..cases.strategies.configs import pick
 from . import Pair
 from .compressor import token_inputs
 

@@ -1,8 +1,8 @@
 """A block of each layer kind, in any chunking."""
 
-from ..schedules import calls
-from ..strategies import cases
-from ..strategies.configs import pick
+from ..cases.schedules import calls
+from ..cases.strategies import cases
+from ..cases.strategies.configs import pick
 from . import Pair
 from .hyper_connection import stream_inputs
 

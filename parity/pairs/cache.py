@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from ..strategies.configs import FIXED
+from ..cases.strategies.configs import FIXED
 from . import LifePair
 
 SIZES = FIXED | {

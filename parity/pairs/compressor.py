@@ -1,8 +1,8 @@
 """The compressor at ratio 4 with overlapping windows, and at every other ratio without; in any chunking."""
 
-from ..schedules import last
-from ..strategies import cases
-from ..strategies.configs import pick
+from ..cases.schedules import last
+from ..cases.strategies import cases
+from ..cases.strategies.configs import pick
 from . import Pair
 
 # Ratios without overlap: 128 as published, small ones because they cross more boundaries in fewer tokens.

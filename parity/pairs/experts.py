@@ -2,7 +2,7 @@
 
 import torch
 
-from ..strategies import cases
+from ..cases.strategies import cases
 from . import Pair
 from .compressor import token_inputs
 

@@ -1,6 +1,6 @@
 """Hyper-connections: Sinkhorn and the mixing before a sub-layer, the mixing after it, and the head."""
 
-from ..strategies import cases
+from ..cases.strategies import cases
 from . import Pair
 
 

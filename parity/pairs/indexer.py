@@ -1,7 +1,7 @@
 """The indexer: its queries, its own compressed keys, the scores, and the rows that it selects."""
 
-from ..schedules import last
-from ..strategies import cases
+from ..cases.schedules import last
+from ..cases.strategies import cases
 from . import Pair
 
 

@@ -1,8 +1,8 @@
 """The whole model: layer lists like Flash's and like Pro's, in any chunking."""
 
-from ..schedules import calls
-from ..strategies import cases
-from ..strategies.configs import pick
+from ..cases.schedules import calls
+from ..cases.strategies import cases
+from ..cases.strategies.configs import pick
 from . import Pair
 
 LISTS = pick((0, 4), (0, 0, 4, 8), (8, 8, 4), (0, 4, 128, 4), (128, 4, 4))

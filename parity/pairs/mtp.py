@@ -1,7 +1,7 @@
 """The multi-token-prediction block with the shared embedding and head, in any chunking."""
 
-from ..schedules import calls
-from ..strategies import cases
+from ..cases.schedules import calls
+from ..cases.strategies import cases
 from . import Pair
 from .hyper_connection import stream_inputs
 

@@ -1,6 +1,6 @@
 """RMSNorm."""
 
-from ..strategies import cases
+from ..cases.strategies import cases
 from . import Pair
 
 

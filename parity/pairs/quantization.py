@@ -3,7 +3,7 @@ exact."""
 
 import torch
 
-from ..strategies import cases
+from ..cases.strategies import cases
 from . import Pair
 
 

@@ -4,7 +4,7 @@ import dataclasses
 
 from hypothesis import strategies as st
 
-from ..strategies import cases
+from ..cases.strategies import cases
 from . import Pair
 
 

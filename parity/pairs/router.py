@@ -1,6 +1,6 @@
 """The router: scores by three functions, choice by biased score or by token id, unbiased weights."""
 
-from ..strategies import cases
+from ..cases.strategies import cases
 from . import Pair
 from .compressor import token_inputs
 

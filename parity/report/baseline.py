@@ -7,7 +7,7 @@ import math
 import jsonschema
 
 from ..errors import BadInput
-from ..gate_results import SCHEMA
+from ..gate.results import SCHEMA
 from . import view
 from .document import schema
 

@@ -10,9 +10,8 @@ from functools import cache
 from importlib.resources import files
 from pathlib import Path
 
-from ..errors import BadEnvironment, BadInput
-from ..gate_results import GateReport
-from ..outputs import NO_ROOM
+from ..errors import NO_ROOM, BadEnvironment, BadInput
+from ..gate.results import GateReport
 from ..results import Report
 
 SCHEMAS = {"dsv4-parity/report/1": "schema.json", "dsv4-parity/gate/1": "gate_schema.json"}

@@ -12,7 +12,7 @@ from pathlib import Path
 
 from safetensors.torch import save_file
 
-from parity.strategies import checkpoint_tensors
+from parity.cases.strategies import checkpoint_tensors
 
 RATIOS = (0, 0, 4, 128, 4, 128, 4, 0)
 CONFIG = {

@@ -16,7 +16,7 @@ from pathlib import Path
 
 import numpy as np
 
-from parity.adapters import load_adapter, resolve
+from parity.candidates.adapters import load_adapter, resolve
 
 CHUNK = 2048  # tokens a call in which the donor reads
 MIB = 1 << 20

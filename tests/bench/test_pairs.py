@@ -9,11 +9,11 @@ import hypothesis
 import pytest
 from hypothesis import Phase, settings
 
-from parity.examples import judge_case
-from parity.lives import LifeSearch
+from parity.cases.strategies import PROFILES, Profile
+from parity.jobs.examples import judge_case
+from parity.jobs.lives import LifeSearch
 from parity.pairs import LifePair, Pair, registry
 from parity.results import Verdict
-from parity.strategies import PROFILES, Profile
 
 CASES = 8
 

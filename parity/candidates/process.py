@@ -1,0 +1,409 @@
+"""A candidate in a process of its own, with limits on time and memory; whatever it does there is one of the problems.
+
+    with Process(resolve("dsv4_mlx"), scratch, timeout=60, memory=8) as process:
+        process.load(folder)
+        logits = process.run("one shot", ids, [ids.shape[1]], cached=False)
+
+Each problem is a `CandidateProblem` with one sentence. After one that ends the process, the next request starts a new
+one and loads the last folder again.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import io
+import itertools
+import json
+import os
+import re
+import select
+import shutil
+import signal
+import site
+import stat
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from ..errors import BadEnvironment
+from . import usage
+from .adapters import Target
+from .adapters.problems import AteMemory, CandidateProblem, Died, Hung, MissingImports, NotOffered, Raised, WroteOutside
+
+__all__ = [
+    "AteMemory",
+    "CandidateProblem",
+    "Died",
+    "Hung",
+    "MissingImports",
+    "NotOffered",
+    "Process",
+    "Raised",
+    "WroteOutside",
+]
+
+GIB = 1 << 30
+LONGEST_ANSWER = 1 << 20  # bytes
+WAITING = 4
+SLACK = 64 << 20  # bytes that a file of logits may have beyond what was asked: a wrong shape is judged, not refused
+MOST_TAPS = 100_000
+SECRET = re.compile(r"TOKEN|SECRET|PASSWORD|CREDENTIAL|_KEY$", re.IGNORECASE)
+NO_MEMORY = re.compile(r"bad_alloc|unable to allocate|can't allocate memory|maximum allowed buffer size", re.IGNORECASE)
+ADDRESS = re.compile(r"\b0x[0-9a-f]{6,}\b")
+FOLDER_GONE = "The candidate took away the folder that its process works in."
+UNREADABLE = "The candidate's process answered nothing that can be read {doing}."
+
+
+def can_compile() -> bool:
+    """Whether mx.compile works here: MLX compiles CPU kernels with g++ and fails where there is none, which would not
+    be the port's fault."""
+    return "MLX_DISABLE_COMPILE" not in os.environ and (sys.platform != "linux" or shutil.which("g++") is not None)
+
+
+@dataclass(frozen=True)
+class LivesAnswer:
+    """How many lives, tokens that were judged in them, the largest error over its limit, what the caches do not offer,
+    and of a broken life: the sentence, its sort, whether the port raised."""
+
+    lives: int
+    tokens: int
+    ratio: float
+    gaps: dict[str, str]
+    broken: tuple[str, str, bool] | None
+
+
+class Process:
+    """Runs one candidate; `scratch` is a folder that the caller owns, `memory` is GiB.
+
+    `timeout` is how many seconds of processor time a request may take: it does not matter what else the machine does.
+    A candidate that waits instead of computing is ended after `WAITING` times as many seconds on the clock.
+
+    `facts` are what the port told at its start: kind, class, file, line, versions, mtp, taps. `dtype` is that of the
+    last logits before they became float32.
+    """
+
+    def __init__(self, target: Target, scratch: Path, timeout: float, memory: float):
+        self.target, self.timeout, self.memory = target, timeout, int(memory * GIB)
+        self.facts: dict[str, object] = {}
+        self.dtype = ""
+        self.home = Path(tempfile.mkdtemp(prefix="candidate-", dir=scratch))
+        self.work = self.home / "work"  # the only folder that the candidate may change, or take away: one a process
+        self.given = self.home / "given"
+        self.numbers = itertools.count()
+        self.child: subprocess.Popen | None = None
+        self.folder: Path | None = None
+        self.vocabulary = 0
+
+    def __enter__(self) -> Process:
+        self.given.mkdir()
+        self._start()
+        return self
+
+    def __exit__(self, *exception) -> None:
+        self._end()
+
+    def load(self, folder: Path) -> None:
+        """Build the model of a checkpoint folder. The port gets a copy: some edit the files that they read."""
+        self.folder, self.vocabulary = None, 0
+        if self.child is None:
+            self._start()
+        name = f"checkpoint-{next(self.numbers)}"
+        copy = shutil.copytree(folder, self.home / name)
+        try:
+            copy = copy.rename(self.work / name)
+        except OSError as error:
+            shutil.rmtree(copy, ignore_errors=True)
+            self._end()
+            raise Died(FOLDER_GONE) from error
+        try:
+            self._ask({"do": "load", "folder": str(copy)}, "while loading the checkpoint")
+        finally:
+            shutil.rmtree(copy, ignore_errors=True)
+        self.vocabulary = json.loads((Path(folder) / "config.json").read_text()).get("vocab_size", 0)
+        self.folder = Path(folder)
+
+    def run(self, schedule: str, ids, calls: Sequence[int], cached: bool) -> np.ndarray:
+        """Logits of ids [B, T], fed in these calls to one fresh cache or, in one call, to none: float32, whatever its
+        shape."""
+        return self._logits("run", schedule, ids, calls, cached)
+
+    def mtp(self, schedule: str, ids, calls: Sequence[int], cached: bool) -> np.ndarray:
+        """Logits two ahead of the first MTP block, of ids [B, T + 1] where the calls have T tokens."""
+        return self._logits("mtp", schedule, ids, calls, cached)
+
+    def lives(self, sequences: int, operations: int, seed: int, generation: bool) -> LivesAnswer:
+        """So many random lives of the port's caches, and a long generation where asked."""
+        self._ready()
+        doing = "in a random life of its caches"
+        request = {"do": "lives", "vocabulary": self.vocabulary, "sequences": sequences, "operations": operations}
+        answer = self._ask(request | {"seed": seed, "generation": generation}, doing)
+        try:
+            broken = answer["broken"]
+            return LivesAnswer(
+                int(answer["lives"]),
+                int(answer["tokens"]),
+                float(answer["ratio"]),
+                {str(name): str(said) for name, said in answer["gaps"].items()},
+                (str(broken[0]), str(broken[1]), bool(broken[2])) if broken else None,
+            )
+        except (KeyError, ValueError, TypeError, AttributeError, IndexError) as error:
+            raise self._unreadable(doing) from error
+
+    def taps(self, ids) -> list[dict[str, object]]:
+        """Of a one-shot run of ids [B, T]: path, kind (its class) and array of each module's output, in order."""
+        self._ready()
+        out = self._place("taps")
+        given = self._write(ids)
+        self._ask({"do": "taps", "ids": str(given), "out": str(out)}, "while its modules were recorded")
+        try:
+            index = json.loads(self._bytes(out / "index.json", SLACK))
+            return [
+                {"path": str(one["path"]), "kind": str(one["class"]), "array": self._array(out / one["file"], SLACK)}
+                for one in index[:MOST_TAPS]
+            ]
+        except (ValueError, TypeError, KeyError, RecursionError) as error:
+            raise self._unreadable("while its modules were recorded") from error
+        finally:
+            shutil.rmtree(out, ignore_errors=True)
+
+    def _logits(self, do: str, schedule: str, ids, calls: Sequence[int], cached: bool) -> np.ndarray:
+        self._ready()
+        given, out = self._write(ids), self._place("logits.npy")
+        doing = f"in the schedule '{schedule}'"
+        request = {"do": do, "schedule": schedule, "ids": str(given), "calls": list(calls), "cached": cached}
+        answer = self._ask(request | {"out": str(out)}, doing)
+        try:
+            self.dtype = str(answer["dtype"])
+            return self._array(out, 4 * int(np.prod(np.shape(ids))) * self.vocabulary + SLACK)
+        except (KeyError, ValueError) as error:
+            raise self._unreadable(doing) from error
+        finally:
+            given.unlink(missing_ok=True)
+            with contextlib.suppress(OSError):
+                out.unlink(missing_ok=True)
+
+    # --- the process ---------------------------------------------------------------------------------------------
+
+    def _start(self) -> None:
+        self.work = Path(tempfile.mkdtemp(prefix="work-", dir=self.home))
+        package = str(Path(__file__).resolve().parents[2])
+        # -P: the folder that it works in must not provide modules. The package may be importable only from here.
+        code = f"import sys; {package!r} in sys.path or sys.path.insert(0, {package!r}); "
+        code += "from parity.candidates.worker import main; main()"
+        reading, writing = os.pipe()
+        try:
+            with (self.home / "candidate.log").open("ab") as log:
+                self.child = subprocess.Popen(
+                    [sys.executable, "-P", "-c", code],
+                    stdin=subprocess.PIPE,
+                    stdout=log,
+                    stderr=log,
+                    pass_fds=[writing],
+                    cwd=self.work,
+                    env=self._environment(writing),
+                    start_new_session=True,
+                )
+        except BaseException:
+            os.close(reading)
+            raise
+        finally:
+            os.close(writing)
+        self.answers = reading
+        os.set_blocking(reading, False)
+        try:
+            facts = self._ask({"do": "start", "candidate": self.target.as_json()}, "while it was imported")
+            self.facts = {name: value for name, value in facts.items() if name != "number"}
+        except BaseException:
+            self._end()
+            raise
+
+    def _environment(self, answers: int) -> dict[str, str]:
+        kept = {name: value for name, value in os.environ.items() if not SECRET.search(name)}
+        work = str(self.work)
+        folders = ("HOME", "TMPDIR", "TEMP", "TMP", "HF_HOME", "XDG_CACHE_HOME", "XDG_CONFIG_HOME", "XDG_DATA_HOME")
+        folders += ("TORCHINDUCTOR_CACHE_DIR", "TRITON_CACHE_DIR")  # torch sets the first one in its own process
+        return (
+            {"OMP_NUM_THREADS": "1", "PYTHONUSERBASE": site.getuserbase()}
+            | kept
+            | dict.fromkeys(folders, work)
+            | {
+                # On the CPU MLX compiles with g++, longer than all else takes: see `compiled`.
+                "MLX_DISABLE_COMPILE": "1",
+                "PYTHONDONTWRITEBYTECODE": "1",
+                "PYTHONHASHSEED": "0",
+                "HF_HUB_OFFLINE": "1",
+                "TRANSFORMERS_OFFLINE": "1",
+                "TOKENIZERS_PARALLELISM": "false",
+                "MLX_ENABLE_TF32": "0",
+                "PARITY_ANSWERS": str(answers),
+                "PARITY_MEMORY": str(self.memory),
+            }
+        )
+
+    @contextlib.contextmanager
+    def compiled(self) -> Iterator[None]:
+        """With mx.compile at work, which otherwise runs functions as they are written."""
+        self._ready()
+        self._ask({"do": "compile", "on": True}, "while mx.compile was turned on")
+        try:
+            yield
+        finally:
+            if self.child is not None:  # the next process starts without it
+                self._ask({"do": "compile", "on": False}, "while mx.compile was turned off")
+
+    def _ready(self) -> None:
+        """After a death: a new process, with what was loaded."""
+        if self.child is None and self.folder is not None:
+            self.load(self.folder)
+        if self.folder is None:
+            raise RuntimeError("Load a checkpoint folder before anything is run.")
+
+    def _end(self) -> None:
+        """Kill the process, its group and its descendants; nothing is left behind."""
+        child, self.child = self.child, None
+        if child is None:
+            return
+        for pid in usage.family(child.pid)[1:]:
+            with contextlib.suppress(OSError):
+                os.kill(pid, signal.SIGKILL)
+        with contextlib.suppress(OSError):
+            os.killpg(child.pid, signal.SIGKILL)
+        child.wait()
+        with contextlib.suppress(OSError):
+            child.stdin.close()
+        os.close(self.answers)
+
+    # --- requests and answers ------------------------------------------------------------------------------------
+
+    def _ask(self, request: dict[str, object], doing: str) -> dict[str, object]:
+        """One request and its answer, or a problem; `doing` ends the problem's sentence."""
+        number = next(self.numbers)
+        with contextlib.suppress(OSError):  # a process that has ended is noticed below
+            self.child.stdin.write((json.dumps({"number": number} | request) + "\n").encode())
+            self.child.stdin.flush()
+        try:
+            answer = json.loads(self._line(doing))
+            if answer["number"] != number:
+                raise ValueError("an answer to no request")
+            error = answer.get("error")
+            problem = self._problem(error, doing) if error else None
+        except (ValueError, TypeError, KeyError, AttributeError, RecursionError) as wrong:
+            raise self._unreadable(doing) from wrong
+        if problem is not None:
+            raise problem
+        return answer
+
+    def _line(self, doing: str) -> bytes:
+        """The next line of the pipe, while time and memory are watched."""
+        child = self.child.pid
+        deadline, line = time.monotonic() + WAITING * self.timeout, b""
+        allowed = usage.processor_time(child) + self.timeout
+        while not line.endswith(b"\n"):
+            ready, _, _ = select.select([self.answers], [], [], usage.POLL)
+            if ready:
+                piece = os.read(self.answers, 1 << 16)
+                line += piece
+                if not piece:
+                    raise Died(f"The candidate {self._last_words()} {doing}.")
+                if len(line) > LONGEST_ANSWER:
+                    raise self._unreadable(doing)
+            if time.monotonic() > deadline:  # first: an answer may come drop by drop
+                self._end()
+                raise Hung(f"The candidate gave no answer for {WAITING * self.timeout:g} s {doing}.")
+            if ready:
+                continue
+            if usage.resident(child) > self.memory:
+                self._end()
+                raise self._ate_memory(doing)
+            if usage.processor_time(child) > allowed:
+                self._end()
+                raise Hung(f"The candidate computed for longer than the limit of {self.timeout:g} s {doing}.")
+        return line
+
+    def _last_words(self) -> str:
+        """How a process that closed its pipe ended."""
+        child = self.child
+        with contextlib.suppress(subprocess.TimeoutExpired):
+            child.wait(1)
+        code = child.poll()
+        self._end()
+        if code is None:
+            return "closed the pipe of its answers"
+        if code >= 0:
+            return f"ended its process with os._exit({code}) or the like"
+        name = signal.Signals(-code).name
+        words = {"SIGSEGV": "segfaulted", "SIGABRT": "aborted", "SIGKILL": "was killed"}
+        return f"{words.get(name, 'was ended by a signal')} (signal {name})"
+
+    def _problem(self, error: dict[str, object], doing: str) -> CandidateProblem:
+        """The problem that an answer tells of."""
+        # The same seed gives the same report: no addresses, no names of temporary folders.
+        message = ADDRESS.sub("0x...", str(error["message"]).replace(str(self.work), "its folder"))
+        kind = error["kind"]
+        place = f" ({error['where']})" if error.get("where") else ""
+        if kind == "no room":
+            raise BadEnvironment(f"The candidate's logits cannot be written ({message.rstrip('.')}); set TMPDIR.")
+        if kind == "exit":
+            return Died(f"The candidate called sys.exit({message}) {doing}{place}.")
+        if kind == "not offered":
+            said = f"The candidate says that it does not offer this: {message.rstrip('.')}."
+            return NotOffered(said if error["type"] == "NotImplementedError" else message)
+        if kind == "wrote outside":
+            return WroteOutside(f"The candidate tried to {message} {doing}, which its process may not.")
+        if kind == "missing imports":
+            names = [str(name) for name in error["names"]]
+            return MissingImports(f"The candidate imports what is not installed: {', '.join(names)}.", names)
+        if error["type"] == "MemoryError" or NO_MEMORY.search(message):
+            return self._ate_memory(doing)
+        return Raised(f"The candidate raised {error['type']} {doing}{place}: {message.rstrip('.')}.")
+
+    def _ate_memory(self, doing: str) -> AteMemory:
+        return AteMemory(f"The candidate took more than the limit of {self.memory / GIB:g} GiB of memory {doing}.")
+
+    def _unreadable(self, doing: str) -> Died:
+        self._end()
+        return Died(UNREADABLE.format(doing=doing))
+
+    # --- files ---------------------------------------------------------------------------------------------------
+
+    def _place(self, name: str) -> Path:
+        return self.work / f"{next(self.numbers)}-{name}"
+
+    def _write(self, ids) -> Path:
+        """Ids as int32 in a folder that the candidate reads only."""
+        path = self.given / f"{next(self.numbers)}-ids.npy"
+        np.save(path, np.asarray(ids).astype(np.int32))
+        return path
+
+    def _array(self, path: Path, most: int) -> np.ndarray:
+        """A float32 array of at most so many bytes, or ValueError; nothing in the file is trusted."""
+        try:
+            array = np.load(io.BytesIO(self._bytes(path, most)), allow_pickle=False)
+        except (MemoryError, EOFError, OverflowError) as error:
+            raise ValueError("not an array") from error
+        if not isinstance(array, np.ndarray) or array.dtype != np.float32:
+            raise ValueError("not float32")
+        return array
+
+    def _bytes(self, path: Path, most: int) -> bytes:
+        """A plain file of the candidate's folder: no link, no pipe, not larger than asked for."""
+        try:
+            if not path.resolve().is_relative_to(self.work.resolve()):
+                raise ValueError("outside the candidate's folder")
+            descriptor = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK)
+            try:
+                found = os.fstat(descriptor)
+                if not stat.S_ISREG(found.st_mode) or found.st_size > most:
+                    raise ValueError("no plain file of the size that was asked for")
+                with open(descriptor, "rb", closefd=False) as file:
+                    return file.read(most)
+            finally:
+                os.close(descriptor)
+        except (OSError, RuntimeError) as error:  # no file, a folder, links in a circle
+            raise ValueError("no file") from error

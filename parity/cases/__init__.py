@@ -1,0 +1,1 @@
+"""What is fed: drawn cases, recorded ones, and the calls in which tokens come."""

@@ -1,0 +1,243 @@
+"""The commands of the gate: `parity gate` judges a port, `parity defects` measures what the gate finds."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import time
+from collections.abc import Callable
+from functools import partial
+from pathlib import Path
+
+from ..environment import check_environment, use_one_thread
+from ..errors import BadInput
+from ..gate.results import Candidate, GateReport
+from ..results import Verdict
+from . import outputs
+
+GATE_EPILOG = """\
+candidates:
+  path/to/mlx_lm/models/deepseek_v4.py   a model file; relative imports resolve in its tree, or in the installed mlx-lm
+  path/to/mlx-lm, path/to/mlx-vlm        a checkout or an unpacked release
+  mlx_vlm.models.deepseek_v4             a module that is installed here
+  hf                                     Hugging Face's model
+  dsv4_mlx                               this project's model
+
+examples:
+  parity gate dsv4_mlx
+  parity gate mlx_vlm.models.deepseek_v4 --profile full --html report.html --json report.json
+  parity gate ../mlx-lm/mlx_lm/models/deepseek_v4.py --require oneshot --require batch --junit junit.xml
+  parity gate hf --baseline last-week.json
+
+The report is a matrix: a row for each mechanism, in the order in which they build on each other, a column for each way
+in which tokens reach the model (oneshot: one call without a cache; cached: one call with it; decode: token by token
+after a prompt; chunks; batch). Each row has a tiny checkpoint of its own, whose weights make the logits depend on that
+mechanism and on rows above it. The first red cell is where to look. What the port does not offer is a gap: named, and
+no failure unless --require names it.
+"""
+
+DEFECTS_EPILOG = """\
+examples:
+  parity defects                                   every defect against the quick probes
+  parity defects --profile full --json defects.json
+  parity defects --id D016 --id D033
+
+Each known defect is put into dsv4_mlx, and the gate judges it. Killed: a cell is red. Blamed rightly: the diagnosis
+names this defect and nothing else, and the first red mechanism is the defect's own.
+"""
+
+FILES = ("json", "html", "markdown", "junit", "sarif")
+
+
+def add_parsers(commands, raw: type[argparse.HelpFormatter]) -> list[argparse.ArgumentParser]:
+    """The two commands; they take --json and --debug as every command does."""
+    gate = commands.add_parser(
+        "gate",
+        help="judge anybody's port of DeepSeek-V4",
+        description="Judge a port: one verdict with an exit code, the first mechanism that deviates, and the name of "
+        "the known mistake that it behaves like. The port runs in a process of its own.",
+        epilog=GATE_EPILOG,
+        formatter_class=raw,
+    )
+    gate.add_argument("candidate", metavar="CANDIDATE", help="what to judge; see below")
+    _profile_and_seed(gate)
+    for name, what in (
+        ("html", "a page for the browser"),
+        ("markdown", "a summary for a CI job"),
+        ("junit", "JUnit XML, one test a cell"),
+        ("sarif", "SARIF for code scanning"),
+    ):
+        gate.add_argument(f"--{name}", type=named, metavar="FILE", help=f"write {what}")
+    gate.add_argument(
+        "--baseline", type=named, metavar="OLD.json", help="an earlier --json report: show what moved since"
+    )
+    gate.add_argument(
+        "--bundle", type=named, metavar="DIR", help="write the failing case as a folder that stands alone"
+    )
+    gate.add_argument(
+        "--require",
+        action="append",
+        default=[],
+        metavar="WHAT",
+        help="fail if this schedule or mechanism is not offered, e.g. oneshot, batch, mtp; may be given again",
+    )
+    gate.add_argument(
+        "--timeout",
+        type=_positive,
+        default=60.0,
+        metavar="S",
+        help="seconds of processor time that one call may take (default 60); four times as many on the clock",
+    )
+    gate.add_argument(
+        "--memory", type=_positive, default=8.0, metavar="GB", help="memory that the candidate may take (default 8)"
+    )
+    gate.set_defaults(command=gate_command, name="gate", problem=_gate_problem)
+
+    defects = commands.add_parser(
+        "defects",
+        help="put every known defect into dsv4_mlx: which ones does the gate find?",
+        description="The mutation score: every known defect put into dsv4_mlx and judged.",
+        epilog=DEFECTS_EPILOG,
+        formatter_class=raw,
+    )
+    _profile_and_seed(defects)
+    defects.add_argument(
+        "--id", action="append", default=[], metavar="ID", help="only this defect; may be given again (default: all)"
+    )
+    defects.add_argument("--table", metavar="FILE", help="write the table as Markdown, as the docs show it")
+    defects.set_defaults(command=defects_command, name="defects", problem=None)
+    return [gate, defects]
+
+
+def _profile_and_seed(command: argparse.ArgumentParser) -> None:
+    command.add_argument(
+        "--profile", default="quick", metavar="P", help="how hard to look: quick (default), full, exhaustive"
+    )
+    command.add_argument("--seed", type=int, default=0, metavar="N", help="draw other weights and tokens (default 0)")
+
+
+def _positive(text: str) -> float:
+    try:
+        value = float(text)
+    except ValueError:
+        value = 0.0
+    if not 0 < value < float("inf"):
+        raise argparse.ArgumentTypeError(f"{text} is not a positive number")
+    return value
+
+
+def named(text: str) -> str:
+    """A path; an empty one, as of a variable that was not set, would ask for nothing and say nothing."""
+    if not text.strip():
+        raise argparse.ArgumentTypeError("the name is empty")
+    return text
+
+
+def gate_command(options: argparse.Namespace, started: float, progress_line: Callable) -> int:
+    """`parity gate`."""
+    from ..report import document
+
+    for name in FILES:
+        if getattr(options, name):
+            document.check_target(getattr(options, name), f"--{name}")
+    if [getattr(options, name) for name in FILES].count("-") > 1:
+        raise BadInput("Only one document can go to standard output; give the others a file.")
+    old = _baseline(options.baseline) if options.baseline else None
+    if options.bundle:
+        bundle = Path(options.bundle)
+        if os.path.lexists(bundle):
+            raise BadInput(f"{bundle} exists; give --bundle a folder that is still to be made.")
+        if not document.may_be_made(bundle):
+            raise BadInput(f"{bundle} cannot be made; give --bundle another folder, in one that you may write to.")
+    from ..gate.probes import PROFILES
+    from ..jobs.gate import judge, requirable
+
+    if options.profile not in PROFILES:
+        raise BadInput(f"--profile does not know '{options.profile}'; known: {', '.join(PROFILES)}.")
+    for what in options.require:
+        if what not in requirable():
+            raise BadInput(f"--require does not know '{what}'; known: {', '.join(requirable())}.")
+    use_one_thread()
+    imported = time.monotonic() - started
+    with progress_line() as progress:
+        report = judge(
+            options.candidate,
+            options.profile,
+            options.seed,
+            options.timeout,
+            options.memory,
+            options.require,
+            progress,
+            bundle_folder=Path(options.bundle) if options.bundle else None,
+        )
+    report.clock = {"import_s": round(imported, 2)} | report.clock
+    return finish(report, options, old)
+
+
+def finish(report: GateReport, options: argparse.Namespace, old: object = None) -> int:
+    """Show the terminal view, and write every file that was asked for."""
+    return outputs.end(report.verdict.exit_code, outputs.deliver(files(report, options, old, show=True)))
+
+
+def files(
+    report: GateReport, options: argparse.Namespace, old: object = None, show: bool = False
+) -> list[Callable[[], None]]:
+    """What gives the report to the outside, a step each; with `show`, the terminal's view first."""
+    from ..report import baseline, document, gate_table, html, junit, markdown, sarif
+
+    content = json.loads(json.dumps(report.to_dict()))
+    if old is not None:
+        baseline.apply(content, old)
+    asked = [name for name in FILES if getattr(options, name, None)]
+    steps = []
+    if show and "-" not in [getattr(options, name) for name in asked]:
+        steps.append(lambda: gate_table.show(content, outputs.Terminal()))
+    renderings = {
+        "json": document.text_of,
+        "html": html.page,
+        "markdown": markdown.summary,
+        "junit": junit.xml,
+        "sarif": lambda content: json.dumps(sarif.log(content), indent=1) + "\n",
+    }
+    write = lambda name: document.write_text(renderings[name](content), getattr(options, name))  # noqa: E731
+    return steps + [partial(write, name) for name in asked]
+
+
+def _baseline(path: str) -> object:
+    from ..report import baseline, document
+
+    old = document.read(path)
+    baseline.check(old)
+    return old
+
+
+def _gate_problem(options: argparse.Namespace, verdict: Verdict, sentence: str) -> GateReport:
+    """What stands in the document of a gate that could not start."""
+    return GateReport(Candidate(options.candidate, "unknown"), options.profile, options.seed, verdict, sentence)
+
+
+def defects_command(options: argparse.Namespace, started: float, progress_line: Callable) -> int:
+    """`parity defects`."""
+    from ..report import document
+
+    for name in ("json", "table"):
+        if getattr(options, name):
+            document.check_target(getattr(options, name), f"--{name}")
+    from ..gate.probes import PROFILES
+    from ..jobs.score import measure_defects
+
+    if options.profile not in PROFILES:
+        raise BadInput(f"--profile does not know '{options.profile}'; known: {', '.join(PROFILES)}.")
+    check_environment()
+    use_one_thread()
+    with progress_line() as progress:
+        score = measure_defects(options.profile, options.seed, options.id, progress)
+    score.clock["total_s"] = round(time.monotonic() - started, 2)
+    if options.json:
+        document.write_text(json.dumps(score.to_dict(), indent=1) + "\n", options.json)
+    if options.table:
+        document.write_text("# Mutation score\n\n" + score.markdown(), options.table)
+    if options.json != "-":
+        print(score.text())
+    return score.exit_code

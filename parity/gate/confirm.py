@@ -1,0 +1,84 @@
+"""Looking inside a red candidate: the reference's tensors, found among what its modules return by their values, since
+nobody knows the names."""
+
+from __future__ import annotations
+
+import re
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from ..judging.oracle import NULLS
+from ..judging.rounding import OtherRounding
+from ..judging.sides import TorchSide
+from ..judging.taps import recording
+from ..judging.tolerance import measure
+from .families import Family, forward
+from .results import LayerError
+
+# Modules of the reference whose outputs other ports have as modules' outputs too.
+TAPPED = re.compile(
+    r"embed|layers\.\d+(\.(attn_norm|ffn_norm|attn|ffn|attn\.(wq_a|q_norm|wq_b|wkv|kv_norm|wo_b|compressor)))?|norm|head"
+)
+# An output this far from a tensor, relative to its size, is another tensor.
+UNLIKE = 0.5
+
+
+def layer_errors(engine, family: Family) -> list[LayerError]:
+    """For each tensor of the reference on the probe's first sequence the candidate's closest output.
+
+    `engine` has the probe's checkpoint loaded. Raises CandidateProblem.
+    """
+    ids = family.ids[:1, : family.probe.tokens]
+    given = [(tap["path"], np.asarray(tap["array"])) for tap in engine.taps(ids.numpy().astype(np.int32))]
+    exact, baseline, *nulls = reference_taps(family, ids)
+    errors = []
+    for name, truth in exact.items():
+        module, error = closest(truth, given)
+        m = measure(truth, baseline[name], [null[name] for null in nulls], baseline[name], family.probe.dtype)
+        layer = re.match(r"layers\.(\d+)", name)
+        index = int(layer[1]) if layer else (-1 if name == "embed" else family.probe.config["num_hidden_layers"])
+        errors.append(LayerError(name, index, module, error, m.limit_rms / m.scale if m.scale else 0.0))
+    return errors
+
+
+def closest(truth: Tensor, given: list[tuple[str, np.ndarray]]) -> tuple[str | None, float]:
+    """The output with as many elements that lies nearest, and its RMS error relative to the tensor's size."""
+    flat = truth.flatten()
+    size = float(flat.square().mean().sqrt()) or 1.0
+    best = (None, float("inf"))
+    for path, array in given:
+        if array.size == flat.numel():
+            error = float((torch.from_numpy(array).double().flatten() - flat).square().mean().sqrt()) / size
+            if error < best[1]:
+                best = (path, error)
+    return best if best[1] < UNLIKE else (None, best[1])
+
+
+def reference_taps(family: Family, ids: Tensor) -> list[dict[str, Tensor]]:
+    """The reference's module outputs on ids: exactly, in the probe's type, and with other rounding."""
+    probe = family.probe
+    sides = [TorchSide(probe.config, {}, family.tensors, dtype) for dtype in ("float64", probe.dtype)]
+    runs = [_recorded(side.model, ids) for side in sides]
+    for index, sequential in enumerate(NULLS[probe.dtype]):
+        with OtherRounding(index, sequential):
+            runs.append(_recorded(sides[1].model, ids))
+    return runs
+
+
+def _recorded(model, ids: Tensor) -> dict[str, Tensor]:
+    names = [name for name, _ in model.named_modules() if TAPPED.fullmatch(name)]
+    with recording(model, {name: (name, "") for name in names}) as record, torch.no_grad():
+        forward(model, ids, ())
+    return {name: record[name][0] for name in sorted(names, key=_order) if record[name]}
+
+
+def _order(name: str) -> tuple:
+    """From the embedding through the layers to the head; within a layer as it computes."""
+    inside = ("attn_norm", "attn.wq_a", "attn.q_norm", "attn.wq_b", "attn.wkv", "attn.kv_norm", "attn.compressor")
+    inside = (*inside, "attn.wo_b", "attn", "ffn_norm", "ffn", "")
+    layer = re.match(r"layers\.(\d+)\.?(.*)", name)
+    if layer:
+        return 1, int(layer[1]), inside.index(layer[2])
+    return ("embed", "", "norm", "head").index(name), 0, 0

@@ -1,0 +1,278 @@
+"""Which defects explain a candidate: the reference with them gives the candidate's own wrong logits (method,
+section 7).
+
+Probes are visited in dependency order. A hypothesis is a set of defects; it must reproduce every cell of every probe,
+the green ones too. Where one fails at a red probe, it is extended by the defects of that mechanism, else of what the
+probe needs, else by any; where one fails at a green probe, it is refuted.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+from functools import cache
+from itertools import combinations
+
+import torch
+from torch import Tensor
+
+from ..judging.sides import TorchSide
+from ..results import Verdict
+from .defects import Defect, catalogue
+from .defects.patching import applied
+from .families import Family, forward
+from .matrix import Matrix
+from .probes import SCHEDULES, registry
+from .results import Diagnosis
+
+# The null was measured on the reference as published; a defect's own rounding may be another few times that.
+SAME = 3.0
+BEAM = 4  # hypotheses kept side by side
+ENOUGH = 0.25  # of the tokens of a probe must be clear with the defects too
+PAIRS_OF = 14  # two defects of one mechanism are tried together where it has at most this many
+
+
+@dataclass
+class Hypothesis:
+    """Defects that reproduce all probes so far but the `unexplained` ones; `reasons` are the probes that asked for
+    them, one a defect."""
+
+    defects: tuple[str, ...] = ()
+    reasons: tuple[str, ...] = ()
+    unexplained: tuple[str, ...] = ()
+
+    def with_defects(self, mechanism: str, *names: str) -> Hypothesis:
+        """The hypothesis with these defects too, for the sake of this probe."""
+        reasons = (*self.reasons, *[mechanism] * len(names))
+        return Hypothesis((*self.defects, *names), reasons, self.unexplained)
+
+    def giving_up(self, *mechanisms: str) -> Hypothesis:
+        """The hypothesis without a word on these probes."""
+        return Hypothesis(self.defects, self.reasons, (*self.unexplained, *mechanisms))
+
+    def only_adds_to(self, other: Hypothesis) -> bool:
+        """Whether the other one explains as much with fewer defects."""
+        return {*other.defects} < {*self.defects} and {*other.unexplained} <= {*self.unexplained}
+
+    @property
+    def cost(self) -> tuple[int, int]:
+        return len(self.unexplained), len(self.defects)
+
+
+@dataclass
+class Diagnoser:
+    """What is known about one candidate, and what patched references gave."""
+
+    families: dict[str, Family]
+    matrix: Matrix
+    known: dict[str, Defect] = field(default_factory=lambda: {i: d for i, d in catalogue().items() if d.reference})
+    patched: dict = field(default_factory=dict)
+    clear: dict = field(default_factory=dict)
+    beam: list[Hypothesis] = field(default_factory=lambda: [Hypothesis()])
+
+    def schedules(self, mechanism: str) -> list[str]:
+        """Schedules whose logits can be compared, cheap ones first, red ones before green ones."""
+        red = {cell.schedule for cell in self.matrix.red(mechanism)}
+        given = [s for s in self.families[mechanism].probe.schedules if (mechanism, s) in self.matrix.logits]
+        return sorted(given, key=lambda s: (s not in red, s in ("decode", "batch")))
+
+    def reproduces(self, mechanism: str, defects: Iterable[str], rounded: bool = True) -> bool:
+        """Whether the reference with these defects gives the candidate's logits under every schedule; with `rounded`,
+        in float64 or in the probe's own type, since some defects multiply rounding until it drowns everything."""
+        if not defects:  # needs no run
+            family, given = self.families[mechanism], self.matrix.logits
+            return all(family.measure(s, given[mechanism, s]).ratio <= SAME for s in self.schedules(mechanism))
+        return all(
+            self._same(mechanism, schedule, frozenset(defects), rounded) for schedule in self.schedules(mechanism)
+        )
+
+    def _same(self, mechanism: str, schedule: str, defects: frozenset[str], rounded: bool = True) -> bool:
+        run = self._run(mechanism, schedule, defects, "float64")
+        if run is None:
+            return False
+        if self._alike(mechanism, schedule, run):
+            return True
+        if not rounded:
+            return False
+        again = self._run(mechanism, schedule, defects, self.families[mechanism].probe.dtype)
+        if again is not None and self._alike(mechanism, schedule, again):
+            return True
+        clear = self._clear(mechanism, defects) if self._partly_alike(mechanism, schedule, run) else None
+        return clear is not None and self._alike(mechanism, schedule, run, clear)
+
+    def _alike(self, mechanism: str, schedule: str, run: Tensor, clear: Tensor | None = None) -> bool:
+        """Whether a patched reference gave what the candidate gave, tokens without finite logits included."""
+        family, given = self.families[mechanism], self.matrix.logits[mechanism, schedule]
+        run, finite = run.double(), run.isfinite().all(-1)
+        if not torch.equal(finite, given.isfinite().all(-1)):
+            return False
+        judged = (family.clear if clear is None else clear).clone()
+        judged[: len(run)] &= finite
+        if not judged[: len(run)].any():  # nothing was shown
+            return False
+        whole = torch.zeros_like(family.exact)
+        whole[: len(run)] = run
+        return family.measure(schedule, given, whole, judged).ratio <= SAME
+
+    def _partly_alike(self, mechanism: str, schedule: str, run: Tensor) -> bool:
+        """Whether enough tokens agree for the others to be a matter of unclear choices."""
+        family, given = self.families[mechanism], self.matrix.logits[mechanism, schedule]
+        m = family.measure(schedule, family.exact[: len(run)])
+        agree = (given.double() - run.double()).abs().amax(-1) <= SAME * m.limit_max
+        return bool(agree.double().mean() >= ENOUGH)
+
+    def _clear(self, mechanism: str, defects: frozenset[str]) -> Tensor | None:
+        """Tokens of which no choice is unclear with these defects either; None where they are too few to tell."""
+        key = mechanism, defects
+        if key not in self.clear:
+            family, self.clear[key] = self.families[mechanism], None
+            try:
+                with applied([self.known[name] for name in defects], "reference_torch"), torch.no_grad():
+                    clear = family.clear_now() & family.clear
+            except Exception:  # as in _run
+                clear = torch.zeros_like(family.clear)
+            if clear.sum() >= ENOUGH * family.clear.sum():
+                self.clear[key] = clear
+        return self.clear[key]
+
+    def _run(self, mechanism: str, schedule: str, defects: frozenset[str], dtype: str) -> Tensor | None:
+        """Logits of the patched reference; None where the patches exclude each other or it fails."""
+        key = mechanism, schedule, defects, dtype
+        if key not in self.patched:
+            patches = [self.known[name] for name in defects]
+            try:
+                self.patched[key] = patched_logits(self.families[mechanism], schedule, patches, dtype)
+            except Exception:  # a defect may make the reference fail on shapes it was not made for: then it is not it
+                self.patched[key] = None
+        return self.patched[key]
+
+    def diagnose(self) -> Hypothesis:
+        """The smallest set of defects that explains most of what was seen."""
+        for mechanism in self.families:
+            self.visit(mechanism)
+        return self._reduced(self.beam[0])
+
+    def visit(self, mechanism: str) -> None:
+        """Hold the hypotheses to one more probe."""
+        if not self.schedules(mechanism):
+            return
+        red, following = bool(self.matrix.red(mechanism)), {}
+        for hypothesis in self.beam:
+            if self.reproduces(mechanism, hypothesis.defects):
+                further = [hypothesis]
+            else:  # at a green probe it is refuted
+                further = self._extended(mechanism, hypothesis) if red else []
+            for found in further:
+                following.setdefault(frozenset(found.defects), found)
+        if not following:  # all refuted: what the red probes showed has another reason
+            following = {frozenset(): Hypothesis().giving_up(*(m for m in self.families if self.matrix.red(m)))}
+        found = [h for h in following.values() if not any(h.only_adds_to(other) for other in following.values())]
+        self.beam = sorted(found, key=lambda h: h.cost)[:BEAM]
+
+    def _extended(self, mechanism: str, hypothesis: Hypothesis) -> list[Hypothesis]:
+        """The hypothesis with one more defect, or two of one mechanism, that reproduce this probe; else without it.
+
+        What builds on a mechanism that nothing explains cannot be reproduced either.
+        """
+        groups = [] if needed(mechanism) & {*hypothesis.unexplained} else self._groups(mechanism)
+        for group, rounded in groups:
+            names = [name for name in group if name not in hypothesis.defects]
+            for size in (1, 2) if len(names) <= PAIRS_OF else (1,):
+                extended = [(new, hypothesis.with_defects(mechanism, *new)) for new in combinations(names, size)]
+                found = [
+                    h
+                    for new, h in extended
+                    if self.reproduces(mechanism, h.defects, rounded) and self._holds_earlier(mechanism, h, new)
+                ]
+                if found:
+                    return found
+        return [hypothesis.giving_up(mechanism)]
+
+    def _holds_earlier(self, mechanism: str, hypothesis: Hypothesis, new: tuple[str, ...]) -> bool:
+        """Whether the new defects' own probes, where they were visited before, are reproduced too."""
+        visited = [*self.families][: [*self.families].index(mechanism)]
+        own = {self.known[name].mechanism for name in new} & {*visited} - {*hypothesis.unexplained}
+        return all(self.reproduces(name, hypothesis.defects) for name in own)
+
+    def _groups(self, mechanism: str) -> list[tuple[list[str], bool]]:
+        """Defects to try, and whether in the probe's own type too: the mechanism's own, then those of what its probe
+        needs at once, then all others."""
+        needs = registry()[mechanism].needs
+        own = [name for name, defect in self.known.items() if defect.mechanism == mechanism]
+        near = [name for name, defect in self.known.items() if defect.mechanism in needs]
+        far = [name for name in self.known if name not in (*own, *near)]
+        return [
+            (group, rounded) for group, rounded in ((own, False), (near, False), (own, True), (far, False)) if group
+        ]
+
+    def _reduced(self, hypothesis: Hypothesis) -> Hypothesis:
+        """Without the defects that later ones made superfluous."""
+        explained = [m for m in self.families if self.schedules(m) and m not in hypothesis.unexplained]
+        for name, reason in zip(hypothesis.defects, hypothesis.reasons, strict=True):
+            left = [pair for pair in zip(hypothesis.defects, hypothesis.reasons, strict=True) if pair[0] != name]
+            fewer = tuple(defect for defect, _ in left)
+            if all(self.reproduces(m, fewer) for m in sorted(explained, key=lambda m: m != reason)):
+                hypothesis = Hypothesis(fewer, tuple(reason for _, reason in left), hypothesis.unexplained)
+        return hypothesis
+
+    def report(self, hypothesis: Hypothesis) -> list[Diagnosis]:
+        """One entry a defect, one for what nothing explains; cells get to know what explains them."""
+        red = [cell for cell in self.matrix.cells if cell.verdict is Verdict.DIVERGES]
+        for cell in red:
+            if cell.mechanism in hypothesis.unexplained or not hypothesis.defects:
+                continue
+            if (cell.mechanism, cell.schedule) in self.matrix.logits:
+                near = {cell.mechanism} | needed(cell.mechanism)
+                shown = [d for d in hypothesis.defects if cell.schedule in (self.known[d].schedules or SCHEDULES)]
+                cell.explained_by = (
+                    [d for d in shown if self.known[d].mechanism in near] or shown or [*hypothesis.defects]
+                )
+        unexplained = [cell for cell in red if not cell.explained_by]
+        entries = [self._entry(name, red, bool(unexplained)) for name in hypothesis.defects]
+        if unexplained:
+            first, *later = dict.fromkeys(cell.mechanism for cell in unexplained)
+            follow = f" {len(later)} later ones may only follow from it: {', '.join(later)}." if later else ""
+            sentence = (
+                f"No known defect, nor a small set of the {len(self.known)}, gives what this port gives for {first}. "
+                f"Start there.{follow}"
+            )
+            entries.append(Diagnosis([], [], sentence, red=len(unexplained)))
+        return entries
+
+    def _entry(self, name: str, red: list, some_unexplained: bool) -> Diagnosis:
+        defect = self.known[name]
+        mine = [cell for cell in red if name in cell.explained_by]
+        others = [] if any(cell.explained_by == [name] for cell in mine) else self._others(name, mine)
+        start = f"In {len(mine)} of {len(red)} red cells this port" if some_unexplained else "This port"
+        together = f", together with {', '.join(others)}" if others else ""
+        return Diagnosis(
+            [name],
+            [defect.title],
+            f"{start} behaves exactly like the reference with {defect.title} ({name}){together}; "
+            f"it should read: {defect.formula}",
+            [defect.formula],
+            [] if defect.seen.startswith("plausible") else [defect.seen],
+            len(mine),
+            len(red),
+        )
+
+    def _others(self, name: str, mine: list) -> list[str]:
+        """The defects without which this one explains none of its cells: those of its smallest cell."""
+        smallest = min((cell.explained_by for cell in mine), key=len, default=[name])
+        return [other for other in smallest if other != name]
+
+
+def patched_logits(family: Family, schedule: str, defects: list[Defect], dtype: str = "float64") -> Tensor:
+    """The reference's logits with these defects under a schedule, [rows, tokens, V]."""
+    probe, ids = family.probe, family.ids[: family.rows(schedule)]
+    with applied(defects, "reference_torch"), torch.no_grad():
+        model = TorchSide(probe.config, {}, family.tensors, dtype).model
+        calls = () if schedule == "oneshot" and not probe.calls else probe.calls_of(schedule)
+        return forward(model, ids, calls, probe.mtp)
+
+
+@cache
+def needed(mechanism: str) -> frozenset[str]:
+    """Everything that a probe builds on, at any depth."""
+    needs = registry()[mechanism].needs
+    return frozenset(needs).union(*(needed(need) for need in needs))

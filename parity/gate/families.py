@@ -1,0 +1,148 @@
+"""A probe's reference: its checkpoint, its tokens, and the runs that a candidate's logits are measured against."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from safetensors.torch import save_file
+from torch import Tensor
+
+from reference_torch import MTPState
+
+from ..judging import oracle
+from ..judging.sides import TorchSide
+from ..judging.tolerance import Measurement, measure, rms
+from .probes import Probe
+
+ROWS = 2  # sequences under `batch`; the other schedules feed the first one
+# A choice is clear where the gap at its cut is this many times what rounding is seen to move the scores by.
+CLEAR = 8.0
+SEEDS = 6  # how many draws of the weights are tried for one in which every choice is clear
+
+
+@dataclass
+class Family:
+    """A probe's runs in the reference, one shot, on `ids` [ROWS, tokens], one token more where the MTP block reads.
+
+    clear [ROWS, tokens]: tokens that no unclear choice of experts or rows reaches. Only these are judged.
+    """
+
+    probe: Probe
+    tensors: dict[str, Tensor]
+    ids: Tensor
+    exact: Tensor
+    baseline: Tensor
+    nulls: list[Tensor]
+    clear: Tensor
+
+    def write(self, folder: Path) -> Path:
+        """The probe's checkpoint as a folder on disk, as published ones are laid out."""
+        folder.mkdir(parents=True)
+        (folder / "config.json").write_text(json.dumps(self.probe.config, indent=1), encoding="utf-8")
+        save_file(self.tensors, folder / "model.safetensors", metadata={"format": "pt"})
+        return folder
+
+    def rows(self, schedule: str) -> int:
+        return ROWS if schedule == "batch" else 1
+
+    def measure(
+        self, schedule: str, logits: Tensor, truth: Tensor | None = None, clear: Tensor | None = None
+    ) -> Measurement:
+        """Logits [rows, tokens, V] against the exact ones; or against those of a reference with defects, `truth`, for
+        which `clear` [ROWS, tokens] may be other tokens."""
+        rows = self.rows(schedule)
+        judged = (self.clear if clear is None else clear)[:rows]
+        pick = lambda x: x[:rows][judged]  # noqa: E731
+        if truth is None:
+            return measure(
+                pick(self.exact), pick(self.baseline), [pick(n) for n in self.nulls], pick(logits), self.probe.dtype
+            )
+        # What rounding does is known for the reference as it is; a defect that makes logits larger makes it larger too.
+        grown = max(1.0, rms(pick(truth)) / rms(pick(self.exact)))
+        moved = [grown * (pick(run) - pick(self.exact)) + pick(truth) for run in (self.baseline.double(), *self.nulls)]
+        baseline = moved[0].to(self.baseline.dtype)
+        return measure(pick(truth), baseline, moved[1:], pick(logits), self.probe.dtype)
+
+    def clear_now(self) -> Tensor:
+        """Clear tokens of the reference as it is at this moment, with whatever defects are in it."""
+        return _Runs(self.probe, self.tensors, self.ids).clear
+
+
+def family(probe: Probe, seed: int) -> Family:
+    """The probe with the first weights, from `seed` on, in which every choice is clear; else those with most clear
+    tokens."""
+    best = None
+    for attempt in range(SEEDS):
+        number = seed * 1000 + attempt
+        random = torch.Generator().manual_seed(number)
+        ids = torch.randint(0, probe.config["vocab_size"], (ROWS, probe.tokens + probe.mtp), generator=random)
+        runs = _Runs(probe, probe.weights(number), ids)
+        if best is None or runs.clear.sum() > best[1].clear.sum():
+            best = number, runs
+        if best[1].clear.all():
+            break
+    number, runs = best
+    exact, baseline, *others = [run.taps["logits"] for run in (runs.exact, runs.baseline, *runs.nulls(number))]
+    return Family(probe, runs.tensors, runs.ids, exact, baseline, others, runs.clear)
+
+
+class _Runs:
+    """A probe's tokens through the reference, exactly and in the probe's type."""
+
+    def __init__(self, probe: Probe, tensors: dict[str, Tensor], ids: Tensor):
+        self.probe, self.tensors, self.ids = probe, tensors, ids
+        paths = oracle.decision_paths(probe.config)
+        self.paths = {path: kind for path, kind in paths.items() if probe.mtp or path.startswith("layers.")}
+        exact_side, self.side = (TorchSide(probe.config, {}, tensors, t) for t in ("float64", probe.dtype))
+        self.exact = oracle.observe(exact_side, lambda: self.run(exact_side), self.paths)
+        self.replay = oracle.replayable(self.exact, self.paths)
+        self.baseline = oracle.observe(self.side, lambda: self.run(self.side), self.paths, self.replay)
+        self.clear = _clear(probe, exact_side.model, self.exact, self.baseline, self.paths)
+
+    def run(self, side: TorchSide) -> dict[str, Tensor]:
+        return {"logits": forward(side.model, self.ids, self.probe.calls, self.probe.mtp)}
+
+    def nulls(self, seed: int) -> list[oracle.Observation]:
+        """The run in the probe's type, with other rounding."""
+        return oracle.null_runs(self.side, lambda: self.run(self.side), self.paths, self.replay, self.probe.dtype, seed)
+
+
+def forward(model, ids: Tensor, calls: tuple[int, ...], mtp: bool = False) -> Tensor:
+    """Logits [B, S, V] of one cacheless call, or of several that share a state; with `mtp`, the MTP block's, for which
+    ids [B, S + 1] hold one token more."""
+    state = model.new_state() if calls else None
+    mtp_state = MTPState() if calls else None
+    start, logits = 0, []
+    for tokens in calls or (ids.shape[1] - mtp,):
+        stop = start + tokens
+        if mtp:
+            streams = model.streams(ids[:, start:stop], state)
+            logits.append(model.mtp_logits(streams, ids[:, start + 1 : stop + 1], mtp_state))
+        else:
+            logits.append(model(ids[:, start:stop], state))
+        start = stop
+    return torch.cat(logits, dim=1)
+
+
+def _clear(probe: Probe, model, exact: oracle.Observation, baseline: oracle.Observation, paths: dict) -> Tensor:
+    """Tokens that every program that computes right gives the same experts and rows."""
+    clear = torch.ones(ROWS, probe.tokens, dtype=torch.bool)
+    for path, scores in exact.scores.items():
+        if paths[path] == "table":
+            continue
+        module = oracle.taps.find(model, path)
+        allowed, k = oracle.allowed_items(module, scores)
+        if scores.shape[-1] <= k:
+            continue
+        truth, rounded = oracle.hidden_scores(module, path, [exact, baseline])
+        noise = (rounded.double() - truth).abs().amax(-1)
+        ranked = scores.double() + (module.bias.double() if hasattr(module, "bias") else 0)
+        ranked = ranked.masked_fill(~allowed, -torch.inf).topk(k + 1, dim=-1)[0]
+        gap = (ranked[..., k - 1] - ranked[..., k]).nan_to_num(nan=torch.inf)  # too few to choose from
+        clear &= gap > CLEAR * torch.maximum(noise, noise[noise > 0].median() if (noise > 0).any() else noise)
+    if len(probe.config["compress_ratios"]) > 1:  # later layers see earlier tokens
+        clear = clear.cummin(1)[0]
+    return clear

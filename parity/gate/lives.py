@@ -1,0 +1,50 @@
+"""The last row of the gate's matrix: random lives of the port's caches, judged in the candidate's process."""
+
+from __future__ import annotations
+
+import shutil
+from pathlib import Path
+
+from ..candidates.adapters.problems import CandidateProblem, MissingImports, NotOffered
+from ..candidates.process import Process
+from ..results import Verdict
+from .families import Family
+from .results import Cell, Gap, Mechanism
+
+CACHES, LIVES = "caches", "lives"
+CHECKPOINT = "model.flash"  # the probe whose checkpoint lives, and is confirmed compiled: every kind of layer
+# Requests, lives in each, operations in each life: a request must end within the limit of time.
+WORK = {"quick": (1, 4, 15), "full": (10, 6, 30), "exhaustive": (50, 10, 30)}
+# The keys of cache_offers.OFFERS, whose module takes seconds to import.
+OFFERED = ("branch", "trim", "save_and_restore", "merge", "extract", "filter", "extend", "ragged")
+
+
+def mechanism(needs: list[str]) -> Mechanism:
+    """The row; whatever is wrong between calls may show in it too."""
+    return Mechanism(CACHES, "rewinds, copies, files, batches that merge and split", "7.1, 8", needs)
+
+
+def judge_lives(engine: Process, family: Family, folder: Path, profile: str, seed: int) -> tuple[Cell, list[Gap]]:
+    """The cell, and what the caches do not offer."""
+    cell, gaps = Cell(CACHES, LIVES, Verdict.PARITY), []
+    requests, sequences, operations = WORK[profile]
+    try:
+        engine.load(family.write(folder))
+        for request in range(requests):
+            answer = engine.lives(sequences, operations, seed * requests + request, generation=request == 0)
+            cell.tokens += answer.tokens
+            cell.ratio = max(cell.ratio, answer.ratio)
+            gaps = [Gap(f"{CACHES}.{name}", said) for name, said in answer.gaps.items()]
+            if answer.broken:
+                said, sort, raised = answer.broken
+                cell.verdict = Verdict.CRASHED if raised else Verdict.DIVERGES
+                cell.ratio, cell.sentence = float("inf"), f"{said} ({sort})"
+                break
+        if cell.verdict is Verdict.PARITY and not cell.tokens:
+            cell.verdict, cell.sentence = Verdict.INCONCLUSIVE, "no token was judged in any life"
+    except CandidateProblem as problem:
+        offered = not isinstance(problem, (NotOffered, MissingImports))
+        cell.verdict, cell.sentence = Verdict.CRASHED if offered else Verdict.COVERAGE_GAP, str(problem)
+    finally:
+        shutil.rmtree(folder, ignore_errors=True)
+    return cell, gaps

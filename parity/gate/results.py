@@ -1,0 +1,133 @@
+"""What the gate found about one candidate, as plain data: every report of `parity gate` is rendered from this."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+from ..results import Verdict, plain
+
+SCHEMA = "dsv4-parity/gate/1"
+
+
+@dataclass
+class Mechanism:
+    """One row of the matrix. `needs` are the mechanisms that its probe cannot mute; they stand earlier in the order."""
+
+    name: str
+    title: str
+    spec: str
+    needs: list[str] = field(default_factory=list)
+
+
+@dataclass
+class Cell:
+    """One mechanism under one schedule: the candidate's logits against the reference's.
+
+    verdict: parity, diverges, crashed, or coverage gap (not offered). ratio: worst error over limit. first_token: the
+    first position whose logits are beyond the limit. explained_by: ids of the diagnosed defects that reproduce these
+    logits. because: needed mechanisms that are themselves red and unexplained, so that this cell may only follow.
+    """
+
+    mechanism: str
+    schedule: str
+    verdict: Verdict
+    sentence: str = ""
+    tokens: int = 0
+    left_out: int = 0
+    ratio: float = 0.0
+    error_rms: float = 0.0
+    error_max: float = 0.0
+    limit_rms: float = 0.0
+    limit_max: float = 0.0
+    null_rms: float = 0.0
+    null_max: float = 0.0
+    floor_rms: float = 0.0
+    factor_rms: float = 0.0
+    factor_max: float = 0.0
+    reason: str = ""
+    first_token: int | None = None
+    explained_by: list[str] = field(default_factory=list)
+    because: list[str] = field(default_factory=list)
+    drift: float | None = None
+
+
+@dataclass
+class Deviation:
+    """The first red cell in dependency order."""
+
+    mechanism: str
+    schedule: str
+    sentence: str
+
+
+@dataclass
+class Diagnosis:
+    """Defects with which the reference reproduces the candidate's own logits; an empty list where nothing matches.
+
+    formula: the line as it should read. cells: how many red cells these defects reproduce, of how many red ones.
+    """
+
+    defects: list[str]
+    titles: list[str]
+    sentence: str
+    formula: list[str] = field(default_factory=list)
+    seen: list[str] = field(default_factory=list)
+    explained: int = 0
+    red: int = 0
+
+
+@dataclass
+class Gap:
+    """Something that the candidate does not offer, and so was not judged."""
+
+    what: str
+    sentence: str
+    required: bool = False
+
+
+@dataclass
+class LayerError:
+    """One tensor of the reference found by its values among what the candidate's modules returned, or not found."""
+
+    tap: str
+    layer: int
+    module: str | None
+    error: float
+    limit: float
+
+
+@dataclass
+class Candidate:
+    """Who was judged. `source` is the file of its model class and `line` where the class stands, where known."""
+
+    name: str
+    kind: str
+    source: str | None = None
+    line: int | None = None
+    libraries: dict = field(default_factory=dict)
+
+
+@dataclass
+class GateReport:
+    """A whole judgement; `clock` holds everything that may differ between two runs with the same seed."""
+
+    candidate: Candidate
+    profile: str
+    seed: int
+    verdict: Verdict
+    sentence: str
+    environment: dict = field(default_factory=dict)
+    mechanisms: list[Mechanism] = field(default_factory=list)
+    schedules: list[str] = field(default_factory=list)
+    cells: list[Cell] = field(default_factory=list)
+    first_deviation: Deviation | None = None
+    diagnosis: list[Diagnosis] = field(default_factory=list)
+    gaps: list[Gap] = field(default_factory=list)
+    notes: list[str] = field(default_factory=list)
+    layers: list[LayerError] = field(default_factory=list)
+    reproduce: str = ""
+    clock: dict = field(default_factory=dict)
+
+    def to_dict(self) -> dict:
+        """The JSON document, schema `dsv4-parity/gate/1` (`parity/report/gate_schema.json`)."""
+        return {"schema": SCHEMA, "command": "gate", "exit_code": self.verdict.exit_code} | plain(self)

@@ -1,0 +1,1 @@
+"""The jobs of the commands, each readable from top to bottom."""

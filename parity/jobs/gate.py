@@ -1,0 +1,320 @@
+"""`parity gate`: judge anybody's port, say where it goes wrong, name the defect."""
+
+from __future__ import annotations
+
+import shlex
+import tempfile
+import time
+from collections.abc import Callable, Iterable
+from dataclasses import replace
+from pathlib import Path
+
+from ..candidates.adapters import resolve
+from ..candidates.process import CandidateProblem, MissingImports, Process, can_compile
+from ..environment import check_environment
+from ..errors import BadInput
+from ..gate import bundle, confirm
+from ..gate.diagnosis import Diagnoser, Hypothesis
+from ..gate.families import Family, family
+from ..gate.lives import CACHES, CHECKPOINT, LIVES, OFFERED, judge_lives, mechanism
+from ..gate.matrix import NOT_ASKED, PATIENCE, Engine, Matrix, ask, close_gaps, judge_probe
+from ..gate.matrix import judge as judge_logits
+from ..gate.probes import SCHEDULES, Probe, of_profile, registry
+from ..gate.results import Candidate, Cell, Deviation, Gap, GateReport, Mechanism
+from ..results import Verdict, overall
+
+Progress = Callable[[str], None]
+
+TIMEOUT = 60.0  # seconds of processor time a call
+MEMORY = 8.0  # GiB
+FIRST_REVISION = "D076-missing"
+# What kinds of candidates are known not to offer. (transformers loads packed weights where accelerate is installed.)
+NOT_OFFERED_BY = {"dsv4_mlx": (), "hf": ("mtp", CACHES, "weights.fp8", "weights.fp4")}
+WORDS = {
+    "oneshot": "one call without a cache",
+    "cached": "one call with a cache",
+    "decode": "decode after a prompt",
+    "chunks": "chunks",
+    "batch": "a batch of two",
+    LIVES: "a random life of its caches",
+}
+
+
+def judge(
+    target: str,
+    profile: str = "quick",
+    seed: int = 0,
+    timeout: float = TIMEOUT,
+    memory: float = MEMORY,
+    require: Iterable[str] = (),
+    progress: Progress = lambda text: None,
+    environment: dict | None = None,
+    bundle_folder: Path | None = None,
+) -> GateReport:
+    """Judge a candidate, in a process of its own. Raises BadInput where the target is none."""
+    resolved = resolve(target)
+    report = GateReport(Candidate(target, resolved.kind), profile, seed, Verdict.INCONCLUSIVE, "")
+    report.environment = check_environment() if environment is None else environment
+    report.reproduce = command(target, profile, seed, timeout, memory, require)
+    with tempfile.TemporaryDirectory(prefix="parity-", ignore_cleanup_errors=True) as scratch:
+        started = time.monotonic()
+        progress(f"starting {target}")
+        try:
+            with Process(resolved, Path(scratch), timeout, memory) as process:
+                _describe(report.candidate, process.facts)
+                report.clock["start_s"] = round(time.monotonic() - started, 2)
+                families = _judge(process, of_profile(profile), report, Path(scratch), set(require), progress)
+                if bundle_folder is not None:
+                    _write_bundle(process, families, report, bundle_folder, progress)
+        except MissingImports as problem:
+            report.verdict, report.sentence = Verdict.ENVIRONMENT, str(problem)
+        except KeyboardInterrupt as stop:
+            judged = len({cell.mechanism for cell in report.cells})
+            by = f" by {stop}" if str(stop) else ""
+            report.verdict = Verdict.INTERRUPTED
+            report.sentence = f"Interrupted{by} after {judged} of {len(report.mechanisms)} mechanisms of {target}."
+        except CandidateProblem as problem:
+            report.verdict, report.sentence = Verdict.CRASHED, f"{target} could not be judged. {problem}"
+        report.clock["total_s"] = round(time.monotonic() - started, 2)
+    return report
+
+
+def command(target: str, profile: str, seed: int, timeout: float, memory: float, require: Iterable[str]) -> str:
+    """The command line that judges so again, as a shell needs it: people paste it, and names may be anything."""
+    words = ["parity", "gate", *(["--"] if target.startswith("-") else []), target]
+    options = ["--profile", profile, "--seed", str(seed)]
+    if timeout != TIMEOUT:
+        options += ["--timeout", f"{timeout:g}"]
+    if memory != MEMORY:
+        options += ["--memory", f"{memory:g}"]
+    for what in require:
+        options += ["--require", what]
+    return shlex.join([*words[:2], *options, *words[2:]] if words[2] == "--" else [*words, *options])
+
+
+def requirable() -> list[str]:
+    """What --require may name: schedules and mechanisms."""
+    return [*SCHEDULES, *(probe.mechanism for probe in of_profile("exhaustive")), CACHES] + [
+        f"{CACHES}.{name}" for name in OFFERED
+    ]
+
+
+def _judge(
+    engine: Process, probes: list[Probe], report: GateReport, scratch: Path, require: set[str], progress: Progress
+) -> dict[str, Family]:
+    report.mechanisms = [Mechanism(p.mechanism, p.title, p.spec, list(p.needs)) for p in probes]
+    report.schedules = list(SCHEDULES)
+    matrix = Matrix()
+    report.cells = matrix.cells  # so that an interrupted run tells what it found
+    families = _fill(matrix, engine, probes, report.seed, scratch, progress, report.clock)
+    report.cells = [*matrix.cells]
+    missing = close_gaps(matrix, SCHEDULES)
+    lacking = []
+    if CHECKPOINT in families:
+        lacking = _live(engine, families[CHECKPOINT], matrix, report, scratch, progress)
+    report.gaps = _gaps(report.cells, missing, lacking, require)
+    judged = {*SCHEDULES, *(row.name for row in report.mechanisms), *(f"{CACHES}.{name}" for name in OFFERED)}
+    for name in sorted(require - judged):
+        report.gaps.append(Gap(name, f"{name} is no part of the profile {report.profile}", required=True))
+    red = [cell for cell in matrix.cells if cell.verdict is Verdict.DIVERGES]
+    if red:
+        progress("looking for the defects that explain it")
+        began = time.monotonic()
+        diagnoser = Diagnoser(families, matrix)
+        hypothesis = diagnoser.diagnose()
+        report.diagnosis = diagnoser.report(hypothesis)
+        report.clock["diagnosis_s"] = round(time.monotonic() - began, 2)
+        _follow_on(report, hypothesis)
+        _look_inside(engine, families, red[0], scratch, report)
+    if CHECKPOINT in families and can_compile() and report.candidate.kind != "hf":
+        progress("the whole model again, compiled")
+        began = time.monotonic()
+        _confirm_compiled(engine, families[CHECKPOINT], report.cells, scratch)
+        report.clock["compiled_s"] = round(time.monotonic() - began, 2)
+    conclude(report)
+    return families
+
+
+def _live(
+    engine: Process, family: Family, matrix: Matrix, report: GateReport, scratch: Path, progress: Progress
+) -> list[Gap]:
+    """Add the row of the caches; what they do not offer."""
+    progress("random lives of the caches")
+    began = time.monotonic()
+    row = mechanism([one.name for one in report.mechanisms])
+    if matrix.troubles >= PATIENCE:
+        cell, lacking = Cell(CACHES, LIVES, Verdict.COVERAGE_GAP, NOT_ASKED), []
+    else:
+        cell, lacking = judge_lives(engine, family, scratch / "checkpoint" / CACHES, report.profile, report.seed)
+    report.mechanisms.append(row)
+    report.schedules.append(LIVES)
+    report.cells.append(cell)
+    report.clock["caches_s"] = round(time.monotonic() - began, 2)
+    return lacking
+
+
+def _write_bundle(
+    engine: Engine, families: dict[str, Family], report: GateReport, folder: Path, progress: Progress
+) -> None:
+    """The first deviation in numbers, one that nothing explains before others, as a folder; a note says where it is, or
+    why there is none."""
+    cells = [cell for cell in report.cells if cell.verdict is Verdict.DIVERGES and cell.limit_max > 0]
+    cells.sort(key=lambda cell: bool(cell.explained_by))  # what nothing explains needs a case most
+    if not cells:
+        report.notes.append("There is no bundle: no cell gave logits that differ.")
+        return
+    progress(f"writing the smallest case of {cells[0].mechanism} to {folder}")
+    try:
+        bundle.write(report.candidate, engine, families[cells[0].mechanism], cells[0], folder)
+    except (BadInput, CandidateProblem) as problem:  # what the matrix holds stands
+        report.notes.append(f"There is no bundle: {problem}")
+    else:
+        report.notes.append(f"{folder} holds the smallest case; run python {folder / 'show.py'}.")
+
+
+def _fill(
+    matrix: Matrix,
+    engine: Engine,
+    probes: list[Probe],
+    seed: int,
+    scratch: Path,
+    progress: Progress,
+    clock: dict,
+) -> dict[str, Family]:
+    families = {}
+    clock |= {"reference_s": 0.0, "candidate_s": 0.0}
+    for index, probe in enumerate(probes, start=1):
+        progress(f"{index} of {len(probes)}: {probe.mechanism}")
+        began = time.monotonic()
+        families[probe.mechanism] = reference(probe, seed)
+        prepared = time.monotonic()
+        judge_probe(engine, families[probe.mechanism], scratch / "checkpoint" / probe.mechanism, matrix)
+        clock["reference_s"] = round(clock["reference_s"] + prepared - began, 2)
+        clock["candidate_s"] = round(clock["candidate_s"] + time.monotonic() - prepared, 2)
+    return families
+
+
+def _confirm_compiled(engine: Process, whole: Family, cells: list[Cell], scratch: Path) -> None:
+    """What agrees in a whole model must agree when mx.compile is at work too: cells that do not are replaced."""
+    for index, cell in enumerate(cells):
+        if cell.mechanism != whole.probe.mechanism or cell.verdict is not Verdict.PARITY:
+            continue
+        try:
+            engine.load(whole.write(scratch / "checkpoint" / f"compiled-{cell.schedule}"))
+            with engine.compiled():
+                again = judge_logits(whole, cell.schedule, ask(engine, whole, cell.schedule))
+        except CandidateProblem as problem:
+            again = replace(cell, verdict=Verdict.CRASHED, sentence=f"fails: {problem}")
+        if again.verdict is not Verdict.PARITY:
+            again.sentence = f"with mx.compile at work, and only then, it {again.sentence}"
+            cells[index] = again
+
+
+KNOWN: dict[tuple[str, int], Family] = {}
+
+
+def reference(probe: Probe, seed: int) -> Family:
+    """The probe's reference runs, kept: a run over many candidates needs them again."""
+    key = probe.mechanism, seed
+    if key not in KNOWN:
+        KNOWN[key] = family(probe, seed)
+    return KNOWN[key]
+
+
+def _describe(candidate: Candidate, facts: dict) -> None:
+    candidate.source, candidate.line = facts.get("file"), facts.get("line")
+    candidate.libraries = facts.get("versions", {})
+
+
+def _gaps(cells: list[Cell], missing: list[str], lacking: list[Gap], require: set[str]) -> list[Gap]:
+    """What was not offered, each once: whole schedules, then mechanisms."""
+    gaps = []
+    for schedule in missing:
+        said = next(cell.sentence for cell in cells if cell.schedule == schedule)
+        gaps.append(Gap(schedule, f"{WORDS[schedule]} is not offered. Every attempt ended so: {said}"))
+    seen = set(missing)
+    for cell in cells:
+        if cell.verdict is Verdict.COVERAGE_GAP and cell.schedule not in missing and cell.mechanism not in seen:
+            seen.add(cell.mechanism)
+            gaps.append(Gap(cell.mechanism, f"{cell.mechanism} was not judged: {cell.sentence}"))
+    gaps += lacking
+    for gap in gaps:
+        gap.required = gap.what in require
+    return gaps
+
+
+def _follow_on(report: GateReport, hypothesis: Hypothesis) -> None:
+    """Unexplained red cells behind a red mechanism that they need may only follow from it."""
+    red = {cell.mechanism for cell in report.cells if cell.verdict is Verdict.DIVERGES}
+    needs = {mechanism.name: mechanism.needs for mechanism in report.mechanisms}
+    for cell in report.cells:
+        if cell.verdict is Verdict.DIVERGES and not cell.explained_by:
+            cell.because = [name for name in needs[cell.mechanism] if name in red]
+
+
+def _look_inside(engine: Engine, families: dict[str, Family], cell: Cell, scratch: Path, report: GateReport) -> None:
+    """Ask the first red cell again, because a candidate that answers otherwise cannot be judged by any of its numbers;
+    then find the first tensor that no module of it gives."""
+    found = families[cell.mechanism]
+    try:
+        engine.load(found.write(scratch / "checkpoint" / "again"))
+        first, second = (ask(engine, found, cell.schedule) for _ in range(2))
+        if first.shape == second.shape and float((first - second).abs().nan_to_num().max()) > cell.limit_max > 0:
+            report.notes.append(f"The same tokens gave other logits when asked again ({cell.mechanism}).")
+        report.layers = confirm.layer_errors(engine, found)
+    except CandidateProblem:
+        return  # what it does here says nothing that the matrix does not
+    off = next((tap for tap in report.layers if tap.error > tap.limit), None)
+    if off is not None:
+        report.notes.append(
+            f"Inside the port, on the probe of {cell.mechanism}, every tensor before '{off.tap}' was found; "
+            + (f"the nearest to that one, from {off.module}, is off." if off.module else "that one no module gives.")
+        )
+
+
+def _lacking(report: GateReport) -> list[Cell]:
+    """Cells that a candidate of this kind is known to offer and that were not judged."""
+    if report.candidate.kind not in NOT_OFFERED_BY:
+        return []
+    known = {mechanism for mechanism, probe in registry().items() if probe.optional}
+    known |= {*NOT_OFFERED_BY[report.candidate.kind]}
+    return [cell for cell in report.cells if cell.verdict is Verdict.COVERAGE_GAP and cell.mechanism not in known]
+
+
+def conclude(report: GateReport) -> None:
+    """The verdict and its sentence."""
+    judged = [cell for cell in report.cells if cell.verdict is not Verdict.COVERAGE_GAP]
+    report.verdict = overall([cell.verdict for cell in judged])
+    lacking = _lacking(report)
+    name, required = report.candidate.name, [gap for gap in report.gaps if gap.required]
+    bad = next((cell for cell in judged if cell.verdict in (Verdict.DIVERGES, Verdict.CRASHED)), None)
+    if bad is not None:
+        report.first_deviation = Deviation(bad.mechanism, bad.schedule, bad.sentence)
+        title = next(m.title for m in report.mechanisms if m.name == bad.mechanism)
+        said = bad.sentence.rstrip(".")
+        verb = "deviates" if bad.verdict is Verdict.DIVERGES else "fails"
+        report.sentence = f"{name} {verb} first in {bad.mechanism} ({title}), under {WORDS[bad.schedule]}: {said}."
+    elif report.verdict is Verdict.PARITY and required:
+        report.verdict = Verdict.COVERAGE_GAP
+        said = required[0].sentence.rstrip(".")
+        report.sentence = f"{name} agrees wherever it was judged, but {required[0].what} was required: {said}."
+    elif report.verdict is Verdict.PARITY and lacking:
+        report.verdict = Verdict.COVERAGE_GAP
+        report.sentence = (
+            f"Only {len(report.cells) - len(lacking)} of {len(report.cells)} cells that {name} is known to offer were "
+            f"judged ({lacking[0].mechanism} under {WORDS[lacking[0].schedule]}: {lacking[0].sentence.rstrip('.')})."
+        )
+    elif report.verdict is Verdict.PARITY:
+        rows = len({cell.mechanism for cell in judged})
+        report.sentence = (
+            f"{name} computes what the reference computes: {rows} mechanisms, {len(judged)} cells, every one agrees."
+        )
+        if report.gaps:
+            report.sentence += f" Not judged: {', '.join(gap.what for gap in report.gaps)}."
+    else:
+        report.sentence = f"Nothing of {name} could be compared."
+    if any(FIRST_REVISION in entry.defects for entry in report.diagnosis):
+        report.notes.append(
+            "The shared expert is not clamped: that is what the first published revision (2026-04-24) computes; "
+            "revisions since 2026-04-27 clamp it."
+        )

@@ -1,0 +1,198 @@
+"""The mutation score: every known defect put into dsv4_mlx, judged by the gate's probes, one by one (method, section
+7)."""
+
+from __future__ import annotations
+
+import difflib
+import os
+import tempfile
+from collections.abc import Callable
+from concurrent.futures import ProcessPoolExecutor
+from dataclasses import asdict, dataclass, field
+from multiprocessing import get_context
+from pathlib import Path
+
+from ..candidates.adapters import Target, load_adapter
+from ..candidates.adapters.problems import Raised
+from ..environment import use_one_thread
+from ..errors import BadInput
+from ..gate.defects import Defect, catalogue
+from ..gate.defects.patching import applied
+from ..gate.diagnosis import Diagnoser
+from ..gate.matrix import Matrix, judge_probe
+from ..gate.probes import of_profile
+from ..results import Verdict
+from .gate import reference
+
+SCHEMA = "dsv4-parity/defects/1"
+FEW = 20
+
+
+@dataclass
+class DefectResult:
+    """One defect: whether a cell went red, whether the diagnosis named it and nothing else, and by which probe."""
+
+    id: str
+    title: str
+    mechanism: str
+    killed: bool = False
+    blamed_rightly: bool = False
+    probe: str | None = None
+    schedules: list[str] = field(default_factory=list)
+    named: list[str] = field(default_factory=list)
+    reason: str = ""
+
+
+@dataclass
+class Score:
+    """All defects; those that cannot be put into dsv4_mlx carry the reason and do not count."""
+
+    profile: str
+    seed: int
+    defects: list[DefectResult] = field(default_factory=list)
+    clock: dict = field(default_factory=dict)
+
+    @property
+    def judged(self) -> list[DefectResult]:
+        return [result for result in self.defects if not result.reason]
+
+    @property
+    def exit_code(self) -> int:
+        """0 where every judged defect was killed and blamed rightly, else 1; 5 where none was judged."""
+        if not self.judged:
+            return Verdict.COVERAGE_GAP.exit_code
+        return int(not all(result.killed and result.blamed_rightly for result in self.judged))
+
+    def to_dict(self) -> dict:
+        killed, blamed = self._counts()
+        return {
+            "schema": SCHEMA,
+            "command": "defects",
+            "exit_code": self.exit_code,
+            "profile": self.profile,
+            "seed": self.seed,
+            "judged": len(self.judged),
+            "killed": killed,
+            "blamed_rightly": blamed,
+            "defects": [asdict(result) for result in self.defects],
+            "clock": self.clock,
+        }
+
+    def _counts(self) -> tuple[int, int]:
+        return sum(r.killed for r in self.judged), sum(r.blamed_rightly for r in self.judged)
+
+    def summary(self) -> str:
+        killed, blamed = self._counts()
+        rest = len(self.defects) - len(self.judged)
+        return f"{self.profile}: of {len(self.judged)} defects, {killed} killed, {blamed} blamed rightly" + (
+            f"; {rest} cannot be judged here, for the reason in the table." if rest else "."
+        )
+
+    def text(self) -> str:
+        """For the terminal: what was missed, or all where it is little, then the counts."""
+        shown = [r for r in self.judged if len(self.judged) <= FEW or not (r.killed and r.blamed_rightly)]
+        lines = [
+            f"  {r.id}: {'killed' if r.killed else 'survived'}, first red {r.probe} ({', '.join(r.schedules)}), "
+            f"named {', '.join(r.named) or 'nothing'}"
+            for r in shown
+        ]
+        return "\n".join([*lines, self.summary()])
+
+    def markdown(self) -> str:
+        """The table of the docs."""
+        rows = [
+            f"| {r.id} | {r.title} | {r.mechanism} | "
+            + (
+                f"{_mark(r.killed)} | {_mark(r.blamed_rightly)} | {', '.join(r.schedules)} |"
+                if not r.reason
+                else f"– | – | {r.reason} |"
+            )
+            for r in self.defects
+        ]
+        head = "| id | defect | mechanism | killed | named | red under |\n|---|---|---|---|---|---|"
+        return "\n".join([self.summary(), "", head, *rows]) + "\n"
+
+
+def _mark(yes: bool) -> str:
+    return "yes" if yes else "**no**"
+
+
+class Patched:
+    """dsv4_mlx with defects, in this process."""
+
+    def __init__(self, defects: list[Defect]):
+        self.defects = defects
+        self.port = load_adapter(Target("dsv4_mlx", "dsv4_mlx"))
+        self.port.start()
+
+    def load(self, folder: Path) -> None:
+        with applied(self.defects, "dsv4_mlx"):
+            self._raising(self.port.load, folder)
+
+    def run(self, schedule: str, ids, calls, cached: bool):
+        with applied(self.defects, "dsv4_mlx"):
+            return self._logits(self.port.run, ids, calls, cached)
+
+    def mtp(self, schedule: str, ids, calls, cached: bool):
+        with applied(self.defects, "dsv4_mlx"):
+            return self._logits(self.port.mtp, ids, calls, cached)
+
+    def _logits(self, run: Callable, *args):
+        logits, self.dtype = self._raising(run, *args)
+        return logits
+
+    def _raising(self, do: Callable, *args):
+        try:
+            return do(*args)
+        except Exception as error:
+            raise Raised(f"raised {type(error).__name__}: {error}") from error
+
+
+def measure_defects(profile: str, seed: int, names: list[str], progress: Callable[[str], None]) -> Score:
+    """Judge dsv4_mlx with each defect in turn. Raises BadInput for an unknown name."""
+    known = catalogue()
+    for name in names:
+        if name not in known:
+            near = difflib.get_close_matches(name, known, 1, 0.5)
+            hint = f"did you mean '{near[0]}'?" if near else "docs/defects.md lists them."
+            raise BadInput(f"--id does not know '{name}'; {hint}")
+    score = Score(profile, seed)
+    wanted = [known[name] for name in names] if names else list(known.values())
+    workers = min(os.cpu_count() or 1, len(wanted))
+    with ProcessPoolExecutor(workers, get_context("spawn"), use_one_thread) as pool:
+        tasks = [pool.submit(judged, defect.id, profile, seed) for defect in wanted]
+        for index, (defect, task) in enumerate(zip(wanted, tasks, strict=True), start=1):
+            progress(f"{index} of {len(wanted)}: {defect.id}")
+            score.defects.append(task.result())
+    return score
+
+
+def judged(name: str, profile: str, seed: int) -> DefectResult:
+    """Judge dsv4_mlx with one defect."""
+    defect = catalogue()[name]
+    result = DefectResult(defect.id, defect.title, defect.mechanism)
+    result.reason = defect.mlx_reason or defect.reference_reason or defect.outside
+    if result.reason:
+        return result
+    with tempfile.TemporaryDirectory(prefix="parity-", ignore_cleanup_errors=True) as scratch:
+        diagnoser = judged_until_named(Patched([defect]), profile, seed, Path(scratch))
+    red = [cell for cell in diagnoser.matrix.cells if cell.verdict in (Verdict.DIVERGES, Verdict.CRASHED)]
+    if not red:
+        return result
+    result.killed, result.probe = True, red[0].mechanism
+    result.schedules = [cell.schedule for cell in red if cell.mechanism == result.probe]
+    result.named = list(diagnoser.beam[0].defects)
+    result.blamed_rightly = result.named == [defect.id] and result.probe == defect.mechanism
+    return result
+
+
+def judged_until_named(engine, profile: str, seed: int, scratch: Path) -> Diagnoser:
+    """Probes in order until one hypothesis is left: a full matrix would say the same and take five times as long."""
+    diagnoser = Diagnoser({}, Matrix())
+    for probe in of_profile(profile):
+        found = diagnoser.families[probe.mechanism] = reference(probe, seed)
+        judge_probe(engine, found, scratch / probe.mechanism, diagnoser.matrix)
+        diagnoser.visit(probe.mechanism)
+        if diagnoser.beam[0].defects and len(diagnoser.beam) == 1:
+            break
+    return diagnoser
