@@ -180,7 +180,7 @@ SABOTAGES = [
     # recordings
     Sabotage(
         "recordings may be off by anything",
-        "parity/jobs/golden.py",
+        "parity/judging/recorded.py",
         "BOTH_SIDES = 2.0",
         "BOTH_SIDES = 1e9",
         "tests/test_golden.py -k one_wrong_number",
@@ -302,7 +302,7 @@ SABOTAGES = [
     ),
     Sabotage(
         "a candidate may hand over a link to another file",
-        "parity/candidates/process.py",
+        "parity/candidates/untrusted.py",
         "os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK",
         "os.O_RDONLY | os.O_NONBLOCK",
         "tests/test_process.py -k trusted",

@@ -192,6 +192,13 @@ def test_a_name_that_the_encoding_lacks_is_shown_by_its_code():
     assert "There is no file or folder p\\" in said
 
 
+def test_a_name_cannot_write_on_the_terminal(capsys):
+    for name in ("a\nparity: fine.py", "\x1b[2Jclear.py", "0\x1e", "\u2028.py"):
+        assert cli.main(["gate", name]) == 2
+        said = sentence(capsys.readouterr().err)
+        assert said.isprintable()
+
+
 NAMES = ["$(touch x).py", "a b.py", "-x.py", "'; rm x; '.py", "plain.py"]
 
 

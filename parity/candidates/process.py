@@ -11,7 +11,6 @@ one and loads the last folder again.
 from __future__ import annotations
 
 import contextlib
-import io
 import itertools
 import json
 import os
@@ -20,19 +19,16 @@ import select
 import shutil
 import signal
 import site
-import stat
 import subprocess
 import sys
 import tempfile
 import time
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 
-from ..errors import BadEnvironment
-from . import usage
+from . import told, untrusted, usage
 from .adapters import Target
 from .adapters.problems import AteMemory, CandidateProblem, Died, Hung, MissingImports, NotOffered, Raised, WroteOutside
 
@@ -48,14 +44,11 @@ __all__ = [
     "WroteOutside",
 ]
 
-GIB = 1 << 30
 LONGEST_ANSWER = 1 << 20  # bytes
 WAITING = 4
 SLACK = 64 << 20  # bytes that a file of logits may have beyond what was asked: a wrong shape is judged, not refused
 MOST_TAPS = 100_000
 SECRET = re.compile(r"TOKEN|SECRET|PASSWORD|CREDENTIAL|_KEY$", re.IGNORECASE)
-NO_MEMORY = re.compile(r"bad_alloc|unable to allocate|can't allocate memory|maximum allowed buffer size", re.IGNORECASE)
-ADDRESS = re.compile(r"\b0x[0-9a-f]{6,}\b")
 FOLDER_GONE = "The candidate took away the folder that its process works in."
 UNREADABLE = "The candidate's process answered nothing that can be read {doing}."
 
@@ -64,18 +57,6 @@ def can_compile() -> bool:
     """Whether mx.compile works here: MLX compiles CPU kernels with g++ and fails where there is none, which would not
     be the port's fault."""
     return "MLX_DISABLE_COMPILE" not in os.environ and (sys.platform != "linux" or shutil.which("g++") is not None)
-
-
-@dataclass(frozen=True)
-class LivesAnswer:
-    """How many lives, tokens that were judged in them, the largest error over its limit, what the caches do not offer,
-    and of a broken life: the sentence, its sort, whether the port raised."""
-
-    lives: int
-    tokens: int
-    ratio: float
-    gaps: dict[str, str]
-    broken: tuple[str, str, bool] | None
 
 
 class Process:
@@ -89,7 +70,7 @@ class Process:
     """
 
     def __init__(self, target: Target, scratch: Path, timeout: float, memory: float):
-        self.target, self.timeout, self.memory = target, timeout, int(memory * GIB)
+        self.target, self.timeout, self.memory = target, timeout, int(memory * told.GIB)
         self.facts: dict[str, object] = {}
         self.dtype = ""
         self.home = Path(tempfile.mkdtemp(prefix="candidate-", dir=scratch))
@@ -137,21 +118,14 @@ class Process:
         """Logits two ahead of the first MTP block, of ids [B, T + 1] where the calls have T tokens."""
         return self._logits("mtp", schedule, ids, calls, cached)
 
-    def lives(self, sequences: int, operations: int, seed: int, generation: bool) -> LivesAnswer:
+    def lives(self, sequences: int, operations: int, seed: int, generation: bool) -> told.Lives:
         """So many random lives of the port's caches, and a long generation where asked."""
         self._ready()
         doing = "in a random life of its caches"
         request = {"do": "lives", "vocabulary": self.vocabulary, "sequences": sequences, "operations": operations}
         answer = self._ask(request | {"seed": seed, "generation": generation}, doing)
         try:
-            broken = answer["broken"]
-            return LivesAnswer(
-                int(answer["lives"]),
-                int(answer["tokens"]),
-                float(answer["ratio"]),
-                {str(name): str(said) for name, said in answer["gaps"].items()},
-                (str(broken[0]), str(broken[1]), bool(broken[2])) if broken else None,
-            )
+            return told.lives(answer)
         except (KeyError, ValueError, TypeError, AttributeError, IndexError) as error:
             raise self._unreadable(doing) from error
 
@@ -162,7 +136,7 @@ class Process:
         given = self._write(ids)
         self._ask({"do": "taps", "ids": str(given), "out": str(out)}, "while its modules were recorded")
         try:
-            index = json.loads(self._bytes(out / "index.json", SLACK))
+            index = json.loads(untrusted.content(out / "index.json", self.work, SLACK))
             return [
                 {"path": str(one["path"]), "kind": str(one["class"]), "array": self._array(out / one["file"], SLACK)}
                 for one in index[:MOST_TAPS]
@@ -292,7 +266,7 @@ class Process:
             if answer["number"] != number:
                 raise ValueError("an answer to no request")
             error = answer.get("error")
-            problem = self._problem(error, doing) if error else None
+            problem = told.problem(error, doing, self.work, self.memory) if error else None
         except (ValueError, TypeError, KeyError, AttributeError, RecursionError) as wrong:
             raise self._unreadable(doing) from wrong
         if problem is not None:
@@ -320,7 +294,7 @@ class Process:
                 continue
             if usage.resident(child) > self.memory:
                 self._end()
-                raise self._ate_memory(doing)
+                raise told.ate_memory(doing, self.memory)
             if usage.processor_time(child) > allowed:
                 self._end()
                 raise Hung(f"The candidate computed for longer than the limit of {self.timeout:g} s {doing}.")
@@ -341,31 +315,6 @@ class Process:
         words = {"SIGSEGV": "segfaulted", "SIGABRT": "aborted", "SIGKILL": "was killed"}
         return f"{words.get(name, 'was ended by a signal')} (signal {name})"
 
-    def _problem(self, error: dict[str, object], doing: str) -> CandidateProblem:
-        """The problem that an answer tells of."""
-        # The same seed gives the same report: no addresses, no names of temporary folders.
-        message = ADDRESS.sub("0x...", str(error["message"]).replace(str(self.work), "its folder"))
-        kind = error["kind"]
-        place = f" ({error['where']})" if error.get("where") else ""
-        if kind == "no room":
-            raise BadEnvironment(f"The candidate's logits cannot be written ({message.rstrip('.')}); set TMPDIR.")
-        if kind == "exit":
-            return Died(f"The candidate called sys.exit({message}) {doing}{place}.")
-        if kind == "not offered":
-            said = f"The candidate says that it does not offer this: {message.rstrip('.')}."
-            return NotOffered(said if error["type"] == "NotImplementedError" else message)
-        if kind == "wrote outside":
-            return WroteOutside(f"The candidate tried to {message} {doing}, which its process may not.")
-        if kind == "missing imports":
-            names = [str(name) for name in error["names"]]
-            return MissingImports(f"The candidate imports what is not installed: {', '.join(names)}.", names)
-        if error["type"] == "MemoryError" or NO_MEMORY.search(message):
-            return self._ate_memory(doing)
-        return Raised(f"The candidate raised {error['type']} {doing}{place}: {message.rstrip('.')}.")
-
-    def _ate_memory(self, doing: str) -> AteMemory:
-        return AteMemory(f"The candidate took more than the limit of {self.memory / GIB:g} GiB of memory {doing}.")
-
     def _unreadable(self, doing: str) -> Died:
         self._end()
         return Died(UNREADABLE.format(doing=doing))
@@ -382,28 +331,4 @@ class Process:
         return path
 
     def _array(self, path: Path, most: int) -> np.ndarray:
-        """A float32 array of at most so many bytes, or ValueError; nothing in the file is trusted."""
-        try:
-            array = np.load(io.BytesIO(self._bytes(path, most)), allow_pickle=False)
-        except (MemoryError, EOFError, OverflowError) as error:
-            raise ValueError("not an array") from error
-        if not isinstance(array, np.ndarray) or array.dtype != np.float32:
-            raise ValueError("not float32")
-        return array
-
-    def _bytes(self, path: Path, most: int) -> bytes:
-        """A plain file of the candidate's folder: no link, no pipe, not larger than asked for."""
-        try:
-            if not path.resolve().is_relative_to(self.work.resolve()):
-                raise ValueError("outside the candidate's folder")
-            descriptor = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK)
-            try:
-                found = os.fstat(descriptor)
-                if not stat.S_ISREG(found.st_mode) or found.st_size > most:
-                    raise ValueError("no plain file of the size that was asked for")
-                with open(descriptor, "rb", closefd=False) as file:
-                    return file.read(most)
-            finally:
-                os.close(descriptor)
-        except (OSError, RuntimeError) as error:  # no file, a folder, links in a circle
-            raise ValueError("no file") from error
+        return untrusted.array(path, self.work, most)

@@ -1,4 +1,4 @@
-"""The commands of the gate: `parity gate` judges a port, `parity defects` measures what the gate finds."""
+"""`parity gate`: judge anybody's port."""
 
 from __future__ import annotations
 
@@ -10,13 +10,15 @@ from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 
-from ..environment import check_environment, use_one_thread
+from ..environment import use_one_thread
 from ..errors import BadInput
 from ..gate.results import Candidate, GateReport
 from ..results import Verdict
+from . import options as shared
 from . import outputs
+from .progress import Progress
 
-GATE_EPILOG = """\
+EPILOG = """\
 candidates:
   path/to/mlx_lm/models/deepseek_v4.py   a model file; relative imports resolve in its tree, or in the installed mlx-lm
   path/to/mlx-lm, path/to/mlx-vlm        a checkout or an unpacked release
@@ -37,43 +39,33 @@ mechanism and on rows above it. The first red cell is where to look. What the po
 no failure unless --require names it.
 """
 
-DEFECTS_EPILOG = """\
-examples:
-  parity defects                                   every defect against the quick probes
-  parity defects --profile full --json defects.json
-  parity defects --id D016 --id D033
-
-Each known defect is put into dsv4_mlx, and the gate judges it. Killed: a cell is red. Blamed rightly: the diagnosis
-names this defect and nothing else, and the first red mechanism is the defect's own.
-"""
-
 FILES = ("json", "html", "markdown", "junit", "sarif")
 
 
-def add_parsers(commands, raw: type[argparse.HelpFormatter]) -> list[argparse.ArgumentParser]:
-    """The two commands; they take --json and --debug as every command does."""
-    gate = commands.add_parser(
+def add(commands) -> None:
+    """The command's options."""
+    gate = shared.new(
+        commands,
         "gate",
         help="judge anybody's port of DeepSeek-V4",
         description="Judge a port: one verdict with an exit code, the first mechanism that deviates, and the name of "
         "the known mistake that it behaves like. The port runs in a process of its own.",
-        epilog=GATE_EPILOG,
-        formatter_class=raw,
+        epilog=EPILOG,
     )
     gate.add_argument("candidate", metavar="CANDIDATE", help="what to judge; see below")
-    _profile_and_seed(gate)
+    shared.profile_and_seed(gate, "draw other weights and tokens (default 0)")
     for name, what in (
         ("html", "a page for the browser"),
         ("markdown", "a summary for a CI job"),
         ("junit", "JUnit XML, one test a cell"),
         ("sarif", "SARIF for code scanning"),
     ):
-        gate.add_argument(f"--{name}", type=named, metavar="FILE", help=f"write {what}")
+        gate.add_argument(f"--{name}", type=shared.named, metavar="FILE", help=f"write {what}")
     gate.add_argument(
-        "--baseline", type=named, metavar="OLD.json", help="an earlier --json report: show what moved since"
+        "--baseline", type=shared.named, metavar="OLD.json", help="an earlier --json report: show what moved since"
     )
     gate.add_argument(
-        "--bundle", type=named, metavar="DIR", help="write the failing case as a folder that stands alone"
+        "--bundle", type=shared.named, metavar="DIR", help="write the failing case as a folder that stands alone"
     )
     gate.add_argument(
         "--require",
@@ -84,58 +76,23 @@ def add_parsers(commands, raw: type[argparse.HelpFormatter]) -> list[argparse.Ar
     )
     gate.add_argument(
         "--timeout",
-        type=_positive,
+        type=shared.positive,
         default=60.0,
         metavar="S",
         help="seconds of processor time that one call may take (default 60); four times as many on the clock",
     )
     gate.add_argument(
-        "--memory", type=_positive, default=8.0, metavar="GB", help="memory that the candidate may take (default 8)"
+        "--memory",
+        type=shared.positive,
+        default=8.0,
+        metavar="GB",
+        help="memory that it may take (default 8)",
     )
-    gate.set_defaults(command=gate_command, name="gate", problem=_gate_problem)
-
-    defects = commands.add_parser(
-        "defects",
-        help="put every known defect into dsv4_mlx: which ones does the gate find?",
-        description="The mutation score: every known defect put into dsv4_mlx and judged.",
-        epilog=DEFECTS_EPILOG,
-        formatter_class=raw,
-    )
-    _profile_and_seed(defects)
-    defects.add_argument(
-        "--id", action="append", default=[], metavar="ID", help="only this defect; may be given again (default: all)"
-    )
-    defects.add_argument("--table", metavar="FILE", help="write the table as Markdown, as the docs show it")
-    defects.set_defaults(command=defects_command, name="defects", problem=None)
-    return [gate, defects]
+    gate.set_defaults(command=command, problem=problem)
 
 
-def _profile_and_seed(command: argparse.ArgumentParser) -> None:
-    command.add_argument(
-        "--profile", default="quick", metavar="P", help="how hard to look: quick (default), full, exhaustive"
-    )
-    command.add_argument("--seed", type=int, default=0, metavar="N", help="draw other weights and tokens (default 0)")
-
-
-def _positive(text: str) -> float:
-    try:
-        value = float(text)
-    except ValueError:
-        value = 0.0
-    if not 0 < value < float("inf"):
-        raise argparse.ArgumentTypeError(f"{text} is not a positive number")
-    return value
-
-
-def named(text: str) -> str:
-    """A path; an empty one, as of a variable that was not set, would ask for nothing and say nothing."""
-    if not text.strip():
-        raise argparse.ArgumentTypeError("the name is empty")
-    return text
-
-
-def gate_command(options: argparse.Namespace, started: float, progress_line: Callable) -> int:
-    """`parity gate`."""
+def command(options: argparse.Namespace, started: float) -> int:
+    """The verdict's exit code."""
     from ..report import document
 
     for name in FILES:
@@ -153,14 +110,12 @@ def gate_command(options: argparse.Namespace, started: float, progress_line: Cal
     from ..gate.probes import PROFILES
     from ..jobs.gate import judge, requirable
 
-    if options.profile not in PROFILES:
-        raise BadInput(f"--profile does not know '{options.profile}'; known: {', '.join(PROFILES)}.")
+    shared.one_of("--profile", options.profile, list(PROFILES))
     for what in options.require:
-        if what not in requirable():
-            raise BadInput(f"--require does not know '{what}'; known: {', '.join(requirable())}.")
+        shared.one_of("--require", what, requirable())
     use_one_thread()
     imported = time.monotonic() - started
-    with progress_line() as progress:
+    with Progress() as progress:
         report = judge(
             options.candidate,
             options.profile,
@@ -212,32 +167,7 @@ def _baseline(path: str) -> object:
     return old
 
 
-def _gate_problem(options: argparse.Namespace, verdict: Verdict, sentence: str) -> GateReport:
-    """What stands in the document of a gate that could not start."""
-    return GateReport(Candidate(options.candidate, "unknown"), options.profile, options.seed, verdict, sentence)
-
-
-def defects_command(options: argparse.Namespace, started: float, progress_line: Callable) -> int:
-    """`parity defects`."""
-    from ..report import document
-
-    for name in ("json", "table"):
-        if getattr(options, name):
-            document.check_target(getattr(options, name), f"--{name}")
-    from ..gate.probes import PROFILES
-    from ..jobs.score import measure_defects
-
-    if options.profile not in PROFILES:
-        raise BadInput(f"--profile does not know '{options.profile}'; known: {', '.join(PROFILES)}.")
-    check_environment()
-    use_one_thread()
-    with progress_line() as progress:
-        score = measure_defects(options.profile, options.seed, options.id, progress)
-    score.clock["total_s"] = round(time.monotonic() - started, 2)
-    if options.json:
-        document.write_text(json.dumps(score.to_dict(), indent=1) + "\n", options.json)
-    if options.table:
-        document.write_text("# Mutation score\n\n" + score.markdown(), options.table)
-    if options.json != "-":
-        print(score.text())
-    return score.exit_code
+def problem(options: argparse.Namespace, verdict: Verdict, sentence: str) -> list[Callable[[], None]]:
+    """What writes the documents of a gate that could not start."""
+    candidate = Candidate(options.candidate, "unknown")
+    return files(GateReport(candidate, options.profile, options.seed, verdict, sentence), options)

@@ -71,6 +71,14 @@ def ended_by_signals() -> Iterator[None]:
             signal.signal(number, handler)
 
 
+def say(sentence: str) -> None:
+    """One line on standard error, whatever names it quotes."""
+    from ..report.view import UNSAFE
+
+    safe = UNSAFE.sub(lambda match: f"\\u{ord(match[0]):04x}", sentence.replace("\n", "\\n").replace("\t", "\\t"))
+    print(f"parity: {safe}", file=sys.stderr)
+
+
 def deliver(steps: Iterable[Callable[[], None]]) -> list[ParityError]:
     """Show and write, one step after the other, whatever becomes of the others; what could not be done."""
     problems = []
@@ -91,7 +99,7 @@ def deliver(steps: Iterable[Callable[[], None]]) -> list[ParityError]:
 def end(code: int, problems: list[ParityError]) -> int:
     """Say what could not be written; a verdict's code stands, but no green hides that its report is missing."""
     for problem in problems:
-        print(f"parity: {problem}", file=sys.stderr)
+        say(str(problem))
     return code or (problems[0].exit_code if problems else 0)
 
 

@@ -21,7 +21,7 @@ import reference_torch.compressor
 import reference_torch.model
 import reference_torch.quantization
 import reference_torch.rope
-from dsv4_mlx.checkpoint import cast
+from dsv4_mlx.loading import cast
 
 from ..cases.strategies.weights import DTYPES
 

@@ -1,0 +1,67 @@
+"""What a candidate's process tells: of an exception there, as one of the problems, and of the lives of its caches."""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+from pathlib import Path
+
+from ..errors import BadEnvironment
+from .adapters.problems import AteMemory, CandidateProblem, Died, MissingImports, NotOffered, Raised, WroteOutside
+
+GIB = 1 << 30
+NO_MEMORY = re.compile(r"bad_alloc|unable to allocate|can't allocate memory|maximum allowed buffer size", re.IGNORECASE)
+ADDRESS = re.compile(r"\b0x[0-9a-f]{6,}\b")
+
+
+def problem(error: dict[str, object], doing: str, folder: Path, memory: int) -> CandidateProblem:
+    """The problem of an answer's error, in a sentence that ends with `doing`. Raises KeyError and the like where the
+    answer is none, BadEnvironment where the machine is to blame."""
+    # The same seed gives the same report: no addresses, no names of temporary folders.
+    message = ADDRESS.sub("0x...", str(error["message"]).replace(str(folder), "its folder"))
+    kind = error["kind"]
+    place = f" ({error['where']})" if error.get("where") else ""
+    if kind == "no room":
+        raise BadEnvironment(f"The candidate's logits cannot be written ({message.rstrip('.')}); set TMPDIR.")
+    if kind == "exit":
+        return Died(f"The candidate called sys.exit({message}) {doing}{place}.")
+    if kind == "not offered":
+        said = f"The candidate says that it does not offer this: {message.rstrip('.')}."
+        return NotOffered(said if error["type"] == "NotImplementedError" else message)
+    if kind == "wrote outside":
+        return WroteOutside(f"The candidate tried to {message} {doing}, which its process may not.")
+    if kind == "missing imports":
+        names = [str(name) for name in error["names"]]
+        return MissingImports(f"The candidate imports what is not installed: {', '.join(names)}.", names)
+    if error["type"] == "MemoryError" or NO_MEMORY.search(message):
+        return ate_memory(doing, memory)
+    return Raised(f"The candidate raised {error['type']} {doing}{place}: {message.rstrip('.')}.")
+
+
+def ate_memory(doing: str, memory: int) -> AteMemory:
+    """The problem of a candidate that took more than `memory` bytes."""
+    return AteMemory(f"The candidate took more than the limit of {memory / GIB:g} GiB of memory {doing}.")
+
+
+@dataclass(frozen=True)
+class Lives:
+    """How many lives, tokens that were judged in them, the largest error over its limit, what the caches do not offer,
+    and of a broken life: the sentence, its sort, whether the port raised."""
+
+    lives: int
+    tokens: int
+    ratio: float
+    gaps: dict[str, str]
+    broken: tuple[str, str, bool] | None
+
+
+def lives(answer: dict[str, object]) -> Lives:
+    """An answer's numbers. Raises KeyError and the like where it has none."""
+    broken = answer["broken"]
+    return Lives(
+        int(answer["lives"]),
+        int(answer["tokens"]),
+        float(answer["ratio"]),
+        {str(name): str(said) for name, said in answer["gaps"].items()},
+        (str(broken[0]), str(broken[1]), bool(broken[2])) if broken else None,
+    )
