@@ -208,7 +208,9 @@ def signals(count, scratch):
     def check(arguments, number, seconds):
         command = [sys.executable, "-m", "parity", *arguments, "--json", str(scratch.parent / "report.json")]
         environment = os.environ | {"PYTHONPATH": str(CANDIDATES.parents[1])}
-        with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, env=environment) as process:
+        listening = lambda: signal.signal(signal.SIGINT, signal.default_int_handler)  # noqa: E731
+        options = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "env": environment, "preexec_fn": listening}
+        with subprocess.Popen(command, **options) as process:
             time.sleep(seconds)
             process.send_signal(number)
             _, said = process.communicate()

@@ -282,7 +282,10 @@ BAD = {
     "folder without a port": (("empty",), "empty holds neither mlx_lm/models/deepseek_v4 nor"),
     "no Python": (("text.txt",), "text.txt is no Python file"),
     "profile": (("dsv4_mlx", "--profile", "fast"), "--profile does not know 'fast'; known: quick, full, exhaustive."),
-    "require": (("dsv4_mlx", "--require", "mpt"), "--require does not know 'mpt'; known: oneshot, cached,"),
+    "require": (
+        ("dsv4_mlx", "--require", "mpt"),
+        "--require does not know 'mpt'; did you mean 'mtp'? known: oneshot, cached,",
+    ),
     "no baseline": (("dsv4_mlx", "--baseline", "none.json"), "none.json cannot be read"),
     "baseline is a folder": (("dsv4_mlx", "--baseline", "empty"), "empty cannot be read"),
     "baseline is no JSON": (("dsv4_mlx", "--baseline", "text.txt"), "text.txt holds no JSON"),

@@ -34,7 +34,9 @@ full = pytest.mark.skipif(not FULL.exists(), reason="there is no /dev/full")
 def parity(*arguments, **options):
     """A process of its own: what it writes where is what is asked."""
     command = [sys.executable, "-m", "parity", *arguments]
-    return subprocess.Popen(command, cwd=REPOSITORY, stderr=subprocess.PIPE, text=True, **options)
+    # What a shell starts in the background ignores Ctrl-C, and so do all that it starts.
+    listening = lambda: signal.signal(signal.SIGINT, signal.default_int_handler)  # noqa: E731
+    return subprocess.Popen(command, cwd=REPOSITORY, stderr=subprocess.PIPE, text=True, preexec_fn=listening, **options)
 
 
 def sentence(text):

@@ -168,6 +168,9 @@ def _baseline(path: str) -> object:
 
 
 def problem(options: argparse.Namespace, verdict: Verdict, sentence: str) -> list[Callable[[], None]]:
-    """What writes the documents of a gate that could not start."""
+    """What writes the documents of a gate that could not start; of several for standard output, the first."""
+    to_output = [name for name in FILES if getattr(options, name) == "-"]
+    for name in to_output[1:]:
+        setattr(options, name, None)
     candidate = Candidate(options.candidate, "unknown")
     return files(GateReport(candidate, options.profile, options.seed, verdict, sentence), options)
