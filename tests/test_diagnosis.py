@@ -115,7 +115,9 @@ PAIRS = [
 ]
 
 
-@pytest.mark.parametrize("ids", PAIRS, ids=" ".join)
+@pytest.mark.parametrize(
+    "ids", [pytest.param(p, id=" ".join(p), marks=[pytest.mark.slow] * (p in PAIRS[::3])) for p in PAIRS]
+)
 def test_two_at_once(tmp_path, ids):
     defects = of_ids(*ids)
     mechanisms = upto(*(d.mechanism for d in defects), "hc.sinkhorn", "attention.output")

@@ -86,7 +86,7 @@ def session(model, expected):
 PHASES = [1, 2, 3, 5, 31, 127, 128, 129]
 
 
-@pytest.mark.parametrize("size", PHASES)
+@pytest.mark.parametrize("size", [pytest.param(1, marks=pytest.mark.slow), *PHASES[1:]])
 def test_chunks_of_any_size(session, size):
     run = session(0)
     while run.seen[0] < 264:

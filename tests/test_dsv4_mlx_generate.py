@@ -97,7 +97,7 @@ DRAFTS = {"own": None, "right": lambda position: True, "half right": half, "wron
 # --- tokens ------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("draft_tokens", [1, 2, 4, 15])
+@pytest.mark.parametrize("draft_tokens", [1, pytest.param(2, marks=pytest.mark.slow), 4, 15])
 @pytest.mark.parametrize("length", LENGTHS)
 @pytest.mark.parametrize("drafts", DRAFTS)
 def test_tokens_are_those_of_greedy_decoding(decoding, length, draft_tokens, drafts):
@@ -161,8 +161,8 @@ def drafts_of(decoding, stream, length):
     return found
 
 
-@pytest.mark.parametrize("length", [1, 2, 9, 125])
-@pytest.mark.parametrize("draft_tokens", [1, 2, 5])
+@pytest.mark.parametrize("length", [1, 2, pytest.param(9, marks=pytest.mark.slow), 125])
+@pytest.mark.parametrize("draft_tokens", [1, pytest.param(2, marks=pytest.mark.slow), 5])
 def test_drafts_are_those_of_true_tokens_alone(decoding, length, draft_tokens):
     """The caches of MTP blocks hold what was accepted, computed from the backbone's streams."""
     stream = decoding.stream(length, half, draft_tokens=draft_tokens)

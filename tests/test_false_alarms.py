@@ -22,7 +22,7 @@ from parity.judging.sides import TorchSide
 from parity.judging.tolerance import pooled_ratio
 from parity.pairs import registry
 
-# Examples of a pair in one type: many where an example is cheap. A quarter of them without -m slow.
+# Examples of a pair in one type: many where an example is cheap. An eighth of them without -m slow.
 EXAMPLES = {
     "rms_norm": 150,
     "rope": 120,
@@ -91,7 +91,7 @@ def judge_many(name, dtype, examples, off=0.0):
     return count, alarms, {tap: pooled_ratio(found) for tap, found in taps.items()}
 
 
-@pytest.mark.parametrize("share", [4, pytest.param(1, marks=pytest.mark.slow)])
+@pytest.mark.parametrize("share", [8, pytest.param(1, marks=pytest.mark.slow)])
 @pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize("name", EXAMPLES)
 def test_no_alarm(name, dtype, share):

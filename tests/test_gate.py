@@ -419,6 +419,7 @@ SLOW = {
     "returns_too_much",
 }
 SLOW |= {"returns_last_only", "returns_output_object", "returns_tuple"}
+SLOW |= {"sleeps", "segfaults", "calls_sys_exit", "raises", "kills_parent"}
 
 
 @pytest.mark.parametrize(

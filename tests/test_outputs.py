@@ -220,7 +220,9 @@ def test_the_command_to_run_again_can_be_pasted(name):
 # --- signals -------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGHUP, signal.SIGINT])
+@pytest.mark.parametrize(
+    "number", [signal.SIGTERM, *(pytest.param(n, marks=pytest.mark.slow) for n in (signal.SIGHUP, signal.SIGINT))]
+)
 def test_a_signal_ends_a_gate_cleanly(tmp_path, number):
     scratch, target = tmp_path / "scratch", tmp_path / "report.json"
     scratch.mkdir()
@@ -243,7 +245,11 @@ def test_a_signal_ends_a_gate_cleanly(tmp_path, number):
     assert content["sentence"] in " ".join(out.split())
 
 
-@pytest.mark.parametrize("arguments", [("run",), ("golden", *sorted(map(str, GOLDEN.glob("*_exact"))))])
+@pytest.mark.parametrize(
+    "arguments",
+    [("run",), pytest.param(("golden", *sorted(map(str, GOLDEN.glob("*_exact")))), marks=pytest.mark.slow)],
+    ids=["run", "golden"],
+)
 def test_a_signal_ends_a_run_with_its_document(tmp_path, arguments):
     target = tmp_path / "report.json"
     with parity(*arguments, "--json", str(target), stdout=subprocess.PIPE) as process:

@@ -30,6 +30,7 @@ CONFIG = tiny((0, 4, 128, 4), sliding_window=6)
 NEW = 20
 END = 1
 PROMPTS = [[i if i != END else 5 for i in row.tolist()] for row in token_ids(CONFIG, 200, batch=8, seed=2)]
+SLOW_DRAFTS = [pytest.param(9, 16, marks=pytest.mark.slow), pytest.param(130, 16, marks=pytest.mark.slow)]
 LENGTHS = [9, 40, 3, 1, 127, 26, 17, 130]
 
 
@@ -112,7 +113,7 @@ def test_stream_generate(loaded, greedy):
 
 
 @pytest.mark.parametrize("draft_seed", [0, 1], ids=["own draft", "other draft"])
-@pytest.mark.parametrize(("length", "drafted"), [(40, 1), (40, 3), (9, 16), (130, 16)])
+@pytest.mark.parametrize(("length", "drafted"), [(40, 1), (40, 3), *SLOW_DRAFTS])
 def test_speculative_generation(loaded, greedy, tmp_path, draft_seed, length, drafted):
     """The own model's drafts are all taken, another's nearly never."""
     model, _ = loaded
@@ -153,7 +154,7 @@ def test_prompt_cache_on_disk(loaded, greedy, tmp_path, length):
 # --- batches -----------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("batch", [1, 3, 8])
+@pytest.mark.parametrize("batch", [1, pytest.param(3, marks=pytest.mark.slow), 8])
 @pytest.mark.parametrize("step", [7, 2048])
 def test_batch_generate(loaded, greedy, batch, step):
     model, tokenizer = loaded

@@ -19,6 +19,7 @@ class SelfSearch(Search):
     """Cases of the pairs `model` and `mtp`, the candidate being the reference under the case's schedule."""
 
     def example(self, case: Case) -> None:
+        self.stop_in_time()
         judged = judge_itself(self.pair, case)
         if not self.failure:
             self.count(judged)

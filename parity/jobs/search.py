@@ -71,8 +71,7 @@ class Search:
 
     def example(self, case: Case) -> None:
         """Judge one case; the first deviation stops counting and starts shrinking."""
-        if self.failure and time.monotonic() - self.first_failure_at > SHRINK_SECONDS:
-            raise Enough
+        self.stop_in_time()
         try:
             judged = judge_case(self.pair, case, self.dtype)
         except CandidateRaised as error:
@@ -81,6 +80,11 @@ class Search:
             self.count(judged)
         if judged.ratio > 1:
             self.fail(case, judged.worst(), Verdict.DIVERGES)
+
+    def stop_in_time(self) -> None:
+        """Raise Enough where a deviation has been made smaller for long enough."""
+        if self.failure and time.monotonic() - self.first_failure_at > SHRINK_SECONDS:
+            raise Enough
 
     def count(self, judged: Judged) -> None:
         self.cases += 1
