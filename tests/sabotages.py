@@ -173,8 +173,8 @@ SABOTAGES = [
     Sabotage(
         "the reference is not held to itself",
         "parity/jobs/run.py",
-        "if any(result.verdict is not Verdict.PARITY for result in report.consistency):",
-        "if False:",
+        "report.consistency = consistency.check(profile, seed)",
+        "report.consistency = []",
         "tests/test_cli.py -k disagrees_with_itself",
     ),
     # recordings
@@ -186,11 +186,11 @@ SABOTAGES = [
         "tests/test_golden.py -k one_wrong_number",
     ),
     Sabotage(
-        "a reference without numbers agrees with a recording",
+        "an implementation that raises agrees with a recording",
         "parity/jobs/golden.py",
-        "if not all(run.isfinite().all() for run in (exact, baseline, *nulls, *nudged)):",
+        "if name in self.raised:",
         "if False:",
-        "tests/test_golden.py -k nothing_is_finite",
+        "tests/test_cli.py -k raises_everywhere",
     ),
     Sabotage(
         "weights need not be finite",
@@ -261,7 +261,7 @@ SABOTAGES = [
         "parity/lives/port.py",
         "wrong = [token for token, ratio in enumerate(over) if not ratio <= 1]",
         "wrong = []",
-        "tests/test_cache_defects.py -k D014",
+        "tests/test_cache_defects.py -k rewound",
     ),
     Sabotage(
         "lives in which nothing was judged agree",
