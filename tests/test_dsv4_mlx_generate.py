@@ -97,7 +97,7 @@ DRAFTS = {"own": None, "right": lambda position: True, "half right": half, "wron
 # --- tokens ------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("draft_tokens", [1, pytest.param(2, marks=pytest.mark.slow), 4, 15])
+@pytest.mark.parametrize("draft_tokens", [1, *(pytest.param(n, marks=pytest.mark.slow) for n in (2, 4)), 15])
 @pytest.mark.parametrize("length", LENGTHS)
 @pytest.mark.parametrize("drafts", DRAFTS)
 def test_tokens_are_those_of_greedy_decoding(decoding, length, draft_tokens, drafts):

@@ -18,7 +18,7 @@ from rich.console import Console
 from ..errors import NO_ROOM, BadEnvironment, ParityError
 
 # What numpy and safetensors say of a full disk in exceptions without a number.
-FULL = ("No space left on device", "requested and", "Disk quota exceeded", "No usable temporary directory")
+FULL = ("No space left on device", "Disk quota exceeded", "requested and", "No usable temporary directory")
 
 
 class Stopped(KeyboardInterrupt):
@@ -109,5 +109,10 @@ def no_room(error: BaseException) -> BadEnvironment | None:
     numbered = isinstance(error, MemoryError) or getattr(error, "errno", None) in NO_ROOM
     if not numbered and not any(words in said for words in FULL):
         return None
-    reason = getattr(error, "strerror", None) or " ".join(said.split())[:200] or "out of memory"
+    if isinstance(error, MemoryError):
+        reason = "out of memory"
+    else:
+        reason = getattr(error, "strerror", None) or next(
+            (words for words in FULL[:2] if words in said), "the disk is full"
+        )
     return BadEnvironment(f"This machine has no room to work in ({reason.rstrip('.')}); free some, or set TMPDIR.")
