@@ -150,15 +150,19 @@ class Gate(pytest.Collector):
         from .environment import use_one_thread
         from .errors import ParityError
         from .jobs.gate import judge
+        from .results import Verdict
 
         threads = torch.get_num_threads()
         use_one_thread()  # five times as fast on tensors of this size
         try:
-            return judge(
+            report = judge(
                 self.config.getoption("--parity-candidate"),
                 profile=self.config.getoption("--parity-profile"),
                 seed=0,
             )
+            if report.verdict is Verdict.INTERRUPTED:  # Ctrl-C ends the tests, not the gate alone
+                raise KeyboardInterrupt
+            return report
         except ParityError as error:
             return CellFailed(str(error))
         except Exception as error:  # once is enough: the next cell would wait for the same failure

@@ -1,5 +1,6 @@
 """pytest tests/test_report_plugin.py — `pytest --parity-candidate` in a port's own suite."""
 
+import dataclasses
 import pickle
 import sys
 from types import SimpleNamespace
@@ -188,3 +189,11 @@ def test_torch_is_as_it_was(pytester, judge):
         assert (seen, torch.get_num_threads()) == ([1], 3)
     finally:
         torch.set_num_threads(before)
+
+
+def test_an_interrupted_gate_ends_the_tests(pytester, judge):
+    judge.answer = dataclasses.replace(judged(places=[]), verdict=Verdict.INTERRUPTED)
+    arguments = ("-p", "parity.pytest_plugin", "-p", "no:cacheprovider", "--parity-candidate", CANDIDATE)
+    result = pytester.runpytest_inprocess(*arguments, no_reraise_ctrlc=True)
+    assert result.ret == pytest.ExitCode.INTERRUPTED
+    assert len(judge.calls) == 1
