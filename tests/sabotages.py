@@ -257,13 +257,6 @@ SABOTAGES = [
         "tests/test_gate.py -k only_when_compiled",
     ),
     Sabotage(
-        "a broken life of the caches is as good as another",
-        "parity/lives/port.py",
-        "wrong = [token for token, ratio in enumerate(over) if not ratio <= 1]",
-        "wrong = []",
-        "tests/test_cache_defects.py -k rewound",
-    ),
-    Sabotage(
         "lives in which nothing was judged agree",
         "parity/jobs/lives.py",
         "if not sum(lives.tokens for lives in done) and broken is None:",
@@ -299,13 +292,6 @@ SABOTAGES = [
         "return sum(_resident(member) for member in family(pid))",
         "return 0",
         "tests/test_usage.py",
-    ),
-    Sabotage(
-        "a candidate may hand over a link to another file",
-        "parity/candidates/untrusted.py",
-        "os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK",
-        "os.O_RDONLY | os.O_NONBLOCK",
-        "tests/test_process.py -k trusted",
     ),
     Sabotage(
         "red cells are passed tests in JUnit",
