@@ -257,6 +257,13 @@ SABOTAGES = [
         "tests/test_gate.py -k only_when_compiled",
     ),
     Sabotage(
+        "a broken life of the caches is as good as another",
+        "parity/lives/port.py",
+        "wrong = [token for token, ratio in enumerate(over) if not ratio <= 1]",
+        "wrong = []",
+        "tests/test_cache_defects.py -k wrong_token",
+    ),
+    Sabotage(
         "lives in which nothing was judged agree",
         "parity/jobs/lives.py",
         "if not sum(lives.tokens for lives in done) and broken is None:",

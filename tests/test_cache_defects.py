@@ -4,14 +4,17 @@ Some live in the cache objects alone, so that no patch of the reference could sa
 batches that merge and split. Run: pytest tests/test_cache_defects.py; with -m slow, all of them.
 """
 
+import math
 import re
 
+import mlx.core as mx
 import pytest
 
 from parity.cases.strategies import Profile
 from parity.gate.defects import Defect, Edit, catalogue
 from parity.gate.defects.patching import applied
-from parity.jobs.lives import Life, LifeSearch
+from parity.jobs.lives import Life, LifeSearch, port
+from parity.lives.port import Lives
 from parity.pairs import registry
 from parity.results import Verdict
 
@@ -170,3 +173,14 @@ def test_sound_caches_are_green():
     result = search.run(shrink=True)
     assert result.verdict is Verdict.PARITY
     assert 0 < result.ratio <= 1
+
+
+def test_one_wrong_token_of_a_life_is_seen():
+    lives = Lives(port(PAIR.configs[0], 0, "float32"))
+    ids = [index % lives.port.vocabulary for index in range(9)]
+    right = lives.expected(ids)[-3:]
+    assert lives.judge(ids, right) == ""
+    assert lives.ratio <= 1
+    wrong = mx.concatenate([right[:1], right[1:2] + 0.1, right[2:]])
+    assert lives.judge(ids, wrong).startswith("token 7 of 9: logits are off by ")
+    assert lives.ratio == math.inf
