@@ -135,7 +135,7 @@ def wheel(session: nox.Session) -> None:
         (built,) = Path(folder).glob("*.whl")
         run_shared(session, "pip", "install", "--quiet", "--no-deps", "--target", str(site), str(built))
         packages = {path.name for path in site.iterdir() if not path.name.endswith(".dist-info")} - {"bin"}
-        if packages != {"dsv4_mlx", "parity", "reference_torch"}:
+        if packages != {"dsv4_checkpoints", "dsv4_mlx", "parity", "reference_torch"}:
             session.error(f"the wheel puts {sorted(packages)} into site-packages")
         case = site / "parity" / "fixtures" / "golden" / "clamp_exact"
         with session.chdir(folder):

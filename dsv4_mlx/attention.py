@@ -5,6 +5,8 @@ import functools
 import mlx.core as mx
 import mlx.nn as nn
 
+from dsv4_checkpoints.settings import DEFAULTS
+
 from . import norm, rope
 from .cache import LayerCache
 from .compressor import Compressor
@@ -12,7 +14,7 @@ from .config import OVERLAP_RATIO, ModelArgs
 from .indexer import Indexer
 from .norm import RMSNorm
 from .positions import Call
-from .quantization import KVQuant, Linear, product
+from .quantization import KVQuant, Linear, packed_like, product, quantized_product
 from .token_wise import one_token, spread, token_wise
 
 BLOCK = 128  # queries that attend at once, at least: fewer only make more operations
@@ -69,15 +71,39 @@ class GroupedLinear(nn.Module):
 
     def __init__(self, inputs: int, outputs: int, groups: int):
         super().__init__()
-        self.stored = "float"
+        self.stored, self.simulate = "float", False
         self.weight = mx.zeros((groups, outputs, inputs))
 
     def __call__(self, x: mx.array) -> mx.array:
         """[B, S, G, H*d/G] -> [B, S, G, Ro]."""
         batch, tokens, groups, inputs = x.shape
         rows = x.reshape(batch * tokens, groups, inputs).swapaxes(0, 1)
-        y = product(rows, self.weight)
+        y = self.product(rows)
         return y.swapaxes(0, 1).reshape(batch, tokens, groups, -1)
+
+    def product(self, rows: mx.array) -> mx.array:
+        """[G, tokens, H*d/G] -> [G, tokens, Ro]."""
+        return product(rows, self.weight)
+
+    def to_quantized(self, group_size: int | None = None, bits: int | None = None, mode: str = "affine"):
+        """The same layer with its weight packed, as ``mlx.nn.quantize`` asks for it."""
+        return QuantizedGroupedLinear(self, group_size, bits, mode)
+
+
+class QuantizedGroupedLinear(GroupedLinear):
+    """``GroupedLinear`` with W packed in one of MLX's formats."""
+
+    def __init__(self, layer: GroupedLinear, group_size: int | None, bits: int | None, mode: str):
+        groups, outputs, inputs = layer.weight.shape
+        super().__init__(inputs, outputs, groups)
+        usual = DEFAULTS[mode]
+        self.bits, self.group_size, self.mode = bits or usual[0], group_size or usual[1], mode
+        packed_like(layer, self)
+        self.freeze()
+
+    def product(self, rows: mx.array) -> mx.array:
+        """[G, tokens, H*d/G] -> [G, tokens, Ro]."""
+        return quantized_product(rows, self)
 
 
 class Attention(nn.Module):

@@ -1,62 +1,84 @@
-"""From the published checkpoint to parameters: names, packed weights, stacked experts, dtypes (spec 13)."""
+"""From a checkpoint of any family to parameters: names, packed weights, stacked experts, dtypes (spec 13)."""
 
-import re
+from collections.abc import Mapping
 
 import mlx.core as mx
 
-from . import quantization
+from dsv4_checkpoints import FAMILIES, FLOAT, CheckpointError, Format, Reading, Settings, Stored, read
+
 from .config import ModelArgs
-from .errors import UsageError
+from .errors import UsageError, as_usage_error
+from .respelling import Matrix, Target, assembled, targets
 
-HYPER_CONNECTION = re.compile(r"(^|\.)hc_(attn|ffn|head)_(fn|base|scale)$")
-EXPERT = re.compile(r"(.*\.ffn\.experts)\.(\d+)\.(w[123])\.weight")
-SHARED_WITH_BACKBONE = re.compile(r"mtp\.\d+\.(emb|embed|head)\.")
 FLOAT32_ONLY = (".fn", ".base", ".scale", ".attn_sink", ".ape", ".gate.bias")
+OWN = FAMILIES["F0"]
+DTYPES = {
+    mx.float32: "F32", mx.bfloat16: "BF16", mx.float16: "F16", mx.float64: "F64", mx.bool_: "BOOL",
+    mx.int8: "I8", mx.int16: "I16", mx.int32: "I32", mx.int64: "I64",
+    mx.uint8: "U8", mx.uint16: "U16", mx.uint32: "U32", mx.uint64: "U64",
+}  # fmt: skip
 
 
-def sanitize(weights: dict[str, mx.array], args: ModelArgs) -> tuple[dict[str, mx.array], dict[str, str]]:
-    """Raw names and dtypes -> the model's parameters, and how each linear layer's weight was stored.
+def sanitize(
+    weights: dict[str, mx.array], args: ModelArgs
+) -> tuple[dict[str, mx.array], dict[str, Format], dict[str, str], Reading]:
+    """A checkpoint's tensors -> the model's parameters.
 
-    Packed weights are decoded to float32, experts stacked, ``hc_attn_fn`` becomes ``hc_attn.fn``, int64
-    tables become int32, wo_a one matrix a group. MTP tensors that the config does not count are dropped.
-    What is converted stays. Raises UsageError.
+    Also returns, by module path, in which of MLX's formats a matrix is packed and how the checkpoint stored it
+    ("float", "fp8", "fp4"), and how it was read. What has been converted stays. Raises UsageError.
     """
-    weights = _renamed(weights)
-    _refuse_drafter(weights, args)
-    weights = {name: value for name, value in weights.items() if _wanted(name, args)}
-    weights, stored = _decode(weights)
-    for name, value in weights.items():
-        if name.endswith(".tid2eid"):
-            weights[name] = value.astype(mx.int32)
-    weights, stored = _stack_experts(weights, stored, args)
-    for name, value in weights.items():
-        if name.endswith(".wo_a.weight"):
-            weights[name] = value.reshape(args.o_groups, -1, value.shape[-1])
-    return {name: _inputs_first(name, value) for name, value in weights.items()}, stored
+    reading = reading_of({name: Stored(DTYPES[value.dtype], value.shape) for name, value in weights.items()}, args)
+    refuse_twins(reading, weights)
+    parameters, packed, stored = {}, {}, {}
+    for target in targets(reading, OWN, args.o_groups):
+        stored[target.name] = _published(reading, target)
+        matrix = assembled(target, reading, weights, OWN, args.o_groups)
+        if matrix.format != FLOAT and target.name.endswith(".ffn.gate"):  # is read as it is, see Router
+            matrix = Matrix(FLOAT, {"weight": matrix.decoded()})
+        if matrix.format != FLOAT:
+            packed[target.name] = matrix.format
+        for leaf, value in matrix.parts.items():
+            name = f"{target.name}.{leaf}" if target.leaf else target.name
+            parameters[name] = _as_parameter(name, value)
+    return parameters, packed, stored, reading
 
 
-def _renamed(weights: dict[str, mx.array]) -> dict[str, mx.array]:
-    """One spelling of each name; a checkpoint that holds two of one tensor is refused, as they may differ."""
-    renamed, first = {}, {}
-    for name, value in weights.items():
-        one = HYPER_CONNECTION.sub(r"\1hc_\2.\3", name.removeprefix("model."))
-        if one in renamed:
-            raise UsageError(f"The checkpoint holds {first[one]} and {name}, two spellings of one tensor; keep one.")
-        renamed[one], first[one] = value, name
-    return renamed
+def reading_of(stored: Mapping[str, Stored], args: ModelArgs) -> Reading:
+    """How tensors are read as a model of these args, and what the config says of their formats. Raises UsageError."""
+    told = {"quantization": args.quantization, "quantization_config": args.quantization_config}
+    try:
+        return read(args, stored, Settings.of(told))
+    except CheckpointError as error:
+        raise as_usage_error(error) from error
 
 
-def _refuse_drafter(weights: dict[str, mx.array], args: ModelArgs):
-    """Flash-0731's ``mtp.0`` to ``mtp.2`` are the stages of a draft model of another kind."""
-    if not args.num_nextn_predict_layers:
-        return
-    held = any(name.startswith("mtp.") for name in weights)
-    if (held and "mtp.0.enorm.weight" not in weights) or (not held and args.num_nextn_predict_layers > 1):
-        raise UsageError(
-            f"The config counts {args.num_nextn_predict_layers} MTP blocks, but the checkpoint holds none: mtp.0 to "
-            "mtp.2 of Flash-0731 are a drafter of another kind; for the backbone alone set num_nextn_predict_layers "
-            "to 0 and take its entries off the end of compress_ratios."
-        )
+def refuse_twins(reading: Reading, weights: Mapping[str, mx.array]):
+    """Raise UsageError where two spellings of one tensor hold different values."""
+    for twin in reading.twins:
+        kept, left = (weights[name] for name in twin)
+        if kept.shape != left.shape or not mx.array_equal(_bits(kept), _bits(left)).item():
+            raise as_usage_error(twin.refusal())
+
+
+def _bits(value: mx.array) -> mx.array:
+    return mx.contiguous(value).flatten().view(mx.uint8)
+
+
+def _published(reading: Reading, target: Target) -> str:
+    """Whether a module's weights were packed as published. Raises UsageError where only some of its experts' were."""
+    kinds = {reading.formats[reading.places[name][0].name].kind for name, *_ in target.pieces}
+    kinds = {kind if kind in ("fp8", "fp4") else "float" for kind in kinds}
+    if len(kinds) > 1:
+        raise UsageError(f"The experts of {target.name} are stored in more than one format.")
+    return kinds.pop()
+
+
+def _as_parameter(name: str, value: mx.array) -> mx.array:
+    if name.endswith(".tid2eid"):
+        return value.astype(mx.int32)
+    if mx.issubdtype(value.dtype, mx.floating) and name.endswith((".weight", ".fn")):
+        return _inputs_first(name, value)
+    return value
 
 
 def _inputs_first(name: str, value: mx.array) -> mx.array:
@@ -65,57 +87,11 @@ def _inputs_first(name: str, value: mx.array) -> mx.array:
     The product of one token with it then runs along memory: 7 GFLOP/s instead of 4 in the BLAS of MLX's wheel.
     Not the embedding, whose rows are read.
     """
-    if not name.endswith((".weight", ".fn")) or value.ndim < 2 or name.endswith("embed.weight"):
+    if value.ndim < 2 or name.endswith("embed.weight"):
         return value
     return mx.contiguous(value.swapaxes(-1, -2)).swapaxes(-1, -2)
 
 
-def _wanted(name: str, args: ModelArgs) -> bool:
-    if not name.startswith("mtp."):
-        return True
-    return int(name.split(".")[1]) < args.num_nextn_predict_layers and not SHARED_WITH_BACKBONE.match(name)
-
-
-def _decode(weights: dict[str, mx.array]) -> tuple[dict[str, mx.array], dict[str, str]]:
-    """Replace each pair of ``X.weight`` and ``X.scale`` by the floats that it stands for."""
-    decoded, stored = {}, {}
-    for name, value in weights.items():
-        path, _, kind = name.rpartition(".")
-        scale = weights.get(f"{path}.scale")
-        if kind == "weight" and scale is not None:
-            stored[path] = _storage(value, scale)
-            decode = quantization.decode_fp4 if stored[path] == "fp4" else quantization.decode_fp8
-            decoded[name] = decode(value, scale)
-        elif not (kind == "scale" and f"{path}.weight" in weights):
-            decoded[name] = value
-    return decoded, stored
-
-
-def _storage(weight: mx.array, scale: mx.array) -> str:
-    """fp4 and fp8 are both bytes: fp4 has one scale for 16 bytes of a row, fp8 one a tile of rows as well."""
-    one_a_group = scale.shape[0] == weight.shape[0] and scale.shape[-1] * 16 == weight.shape[-1]
-    return "fp4" if one_a_group else "fp8"
-
-
-def _stack_experts(weights: dict[str, mx.array], stored: dict[str, str], args: ModelArgs):
-    """``ffn.experts.E.w1.weight`` [I, D] of all E -> ``ffn.experts.w1.weight`` [E, I, D]."""
-    stacked, stacks = {}, {}
-    for name, value in weights.items():
-        if found := EXPERT.fullmatch(name):
-            prefix, expert, matrix = found.groups()
-            stacks.setdefault(f"{prefix}.{matrix}", {})[int(expert)] = value
-            kind = stored.pop(f"{prefix}.{expert}.{matrix}", "float")
-            if stored.setdefault(f"{prefix}.{matrix}", kind) != kind:
-                raise ValueError(f"The experts of {prefix}.{matrix} are stored in more than one format.")
-        else:
-            stacked[name] = value
-    for path, experts in stacks.items():
-        if sorted(experts) != list(range(args.n_routed_experts)):
-            raise ValueError(f"{path} has {len(experts)} experts, but n_routed_experts is {args.n_routed_experts}.")
-        stacked[f"{path}.weight"] = mx.stack([experts[index] for index in range(len(experts))])
-    return stacked, stored
-
-
 def may_cast(path: str) -> bool:
-    """May it leave float32? Hyper-connections, sinks, ape and router bias may not (spec 2)."""
-    return not path.endswith(FLOAT32_ONLY)
+    """May it leave its type? Hyper-connections, sinks, ape and router bias may not (spec 2), nor scales of weights."""
+    return not path.endswith((*FLOAT32_ONLY, ".scales", ".biases"))

@@ -106,6 +106,8 @@ class ModelArgs(BaseModelArgs):
     hidden_act: str = "silu"
     attention_bias: bool = False
     tie_word_embeddings: bool = False
+    quantization: dict[str, Any] | None = None  # of MLX's conversions, by module where they differ
+    quantization_config: dict[str, Any] | None = None  # the same, or that of the published weights
     shared_expert_clamp: bool = True  # False: the program as first published (spec 0, revision 2b2bebc1)
     quantization_simulation: str = "none"  # "published": roundings to fp8 and fp4 of spec 12.7
 
@@ -120,6 +122,11 @@ class ModelArgs(BaseModelArgs):
         )
         if params.get("torch_dtype") is None and params.get("dtype") is not None:  # its name since transformers 4.56
             params = params | {"torch_dtype": params["dtype"]}
+        held = params.get("quantization_config")
+        if params.get("quantization") is None and isinstance(held, dict) and held.keys() & {"bits", "mode"}:
+            # In place, for mlx-lm reads this dictionary after us, and where it finds the second name alone it asks for
+            # a quant_method, which conversions lack.
+            params["quantization"] = held
         needed = [f.name for f in fields(cls) if f.default is MISSING and f.default_factory is MISSING]
         missing = [name for name in needed if params.get(name) is None]
         if missing:

@@ -2,11 +2,11 @@
 
 import mlx.core as mx
 import mlx.nn as nn
-from mlx_lm.models.switch_layers import SwitchLinear
+from mlx_lm.models.switch_layers import QuantizedSwitchLinear, SwitchLinear
 
 from . import norm, quantization
 from .config import ModelArgs
-from .quantization import Linear
+from .quantization import Linear, packed_like
 from .router import Router
 
 GROUPED_FROM = 64  # choices of experts in a call, as in mlx-lm
@@ -38,6 +38,30 @@ class ExpertLinear(SwitchLinear):
                 return (seen @ norm.wide(weight[indices])).astype(x.dtype)
             weight = norm.wide(weight)
         y = mx.gather_mm(seen, weight, rhs_indices=indices, sorted_indices=sorted_indices)
+        return y.astype(x.dtype)
+
+    def to_quantized(self, group_size: int | None = None, bits: int | None = None, mode: str = "affine"):
+        """The same layer with its weights packed, as ``mlx.nn.quantize`` asks for it."""
+        experts, outputs, inputs = self.weight.shape
+        return packed_like(self, QuantizedExpertLinear(inputs, outputs, experts, False, group_size, bits, mode))
+
+
+class QuantizedExpertLinear(QuantizedSwitchLinear):
+    """``ExpertLinear`` with its weights packed in one of MLX's formats."""
+
+    def __call__(self, x: mx.array, indices: mx.array, sorted_indices: bool = False) -> mx.array:
+        """x [..., 1, in], experts [...] -> [..., 1, out]."""
+        y = mx.gather_qmm(
+            quantization.quantized_input(quantization.linear_input(x, self)),
+            self.weight,
+            self.scales,
+            self.get("biases"),
+            rhs_indices=indices,
+            group_size=self.group_size,
+            bits=self.bits,
+            mode=self.mode,
+            sorted_indices=sorted_indices,
+        )
         return y.astype(x.dtype)
 
 

@@ -9,7 +9,10 @@ from .checkpoint import may_cast
 from .config import ModelArgs
 from .errors import UsageError
 from .model import Model
-from .safetensors_folder import read_config, read_tensors
+from .quantization import pack
+from .safetensors_folder import Tensors, read_config
+
+LARGEST_SCALE = 246  # 2^119: what it scales, 448 at most, is still a number
 
 
 def load(folder: str | Path, dtype: mx.Dtype | None = None, **options) -> Model:
@@ -21,58 +24,57 @@ def load(folder: str | Path, dtype: mx.Dtype | None = None, **options) -> Model:
     """
     folder = Path(folder)
     config = read_config(folder)
-    _refuse_quantized(config)
     unknown = sorted(set(options) - set(ModelArgs.__dataclass_fields__))
     if unknown:
         raise ValueError(f"There is no option {', '.join(unknown)}.")
     args = ModelArgs.from_dict(config | options)
     model = Model(args)
-    weights = model.sanitize(read_tensors(folder))
-    _check_fits(weights, dict(tree_flatten(model.parameters())))
-    model.load_weights(list(weights.items()), strict=True)
+    fill(model, dict(Tensors(folder)))
     cast(model, dtype if dtype is not None else getattr(mx, args.torch_dtype))
     try:
         mx.eval(model.parameters())
     except RuntimeError as error:
         reason = " ".join(str(error).split())[:200].rstrip(".")
         raise UsageError(f"The tensors in {folder} cannot be read ({reason}).") from error
-    for name, value in tree_flatten(model.parameters()):
-        if mx.issubdtype(value.dtype, mx.floating) and not mx.isfinite(value).all().item():
-            raise UsageError(f"Tensor {name} holds values that are not finite; the checkpoint is damaged.")
+    _refuse_damage(model)
     return model
 
 
-def _check_fits(weights: dict[str, mx.array], parameters: dict[str, mx.array]):
-    """Raise UsageError, in one sentence, where ``load_weights`` would list all names."""
-    for names, what in (
-        (weights.keys() - parameters.keys(), "belongs to no part of this model"),
-        (parameters.keys() - weights.keys(), "is missing"),
-    ):
-        if names:
-            others = f", as for {len(names) - 1} others" * (len(names) > 1)
-            raise UsageError(f"Tensor {min(names)} {what}{others}: the config does not fit the checkpoint.")
-    for name, value in parameters.items():
-        if weights[name].shape != value.shape:
-            raise UsageError(f"Tensor {name} has shape {weights[name].shape}; the config asks for {value.shape}.")
+def fill(model: Model, tensors: dict[str, mx.array]):
+    """Give a model the tensors of a checkpoint of any family. Raises UsageError."""
+    weights = model.sanitize(tensors)
+    pack(model, model.packed)
+    model.load_weights(list(weights.items()), strict=True)
 
 
-def _refuse_quantized(config: dict):
-    """Of a conversion only mlx-lm's own loader knows how to build the layers."""
-    how = config.get("quantization")
-    if isinstance(how, dict):
-        bits = f"{how['bits']} bits" if "bits" in how else "its own formats"
-        raise UsageError(
-            f"The folder is a quantised conversion ({bits}), which this function does not read; give the published "
-            "checkpoint, or a conversion in floating point."
-        )
+def _refuse_damage(model: Model):
+    """Raise UsageError for numbers that are none, and for scales that make none of what they scale."""
+    for name, value in tree_flatten(model.parameters()):
+        if mx.issubdtype(value.dtype, mx.floating) and not mx.isfinite(value).all().item():
+            raise UsageError(f"Tensor {name} holds values that are not finite; the checkpoint is damaged.")
+    for path, module in model.named_modules():
+        if getattr(module, "mode", "affine") == "affine":
+            continue
+        codes, scales = module.weight.view(mx.uint8), module.scales
+        bad = (scales & 0x7F == 0x7F).any() if module.mode == "nvfp4" else (scales > LARGEST_SCALE).any()
+        if module.mode == "mxfp8":
+            bad = bad | (codes & 0x7F == 0x7F).any()
+        if bad.item():
+            raise UsageError(f"Tensor {path}.weight decodes to values that are not finite; the checkpoint is damaged.")
 
 
 def cast(model: Model, dtype: mx.Dtype):
-    """Give every float parameter ``dtype``, but float32 to those that may not leave it."""
+    """Give every float parameter ``dtype``, but float32 to those that may not leave it.
+
+    Scales and biases of packed weights are widened at most: to round them would change the weights.
+    """
+    model.embed.type = dtype
 
     def one(path: str, value: mx.array) -> mx.array:
         if not mx.issubdtype(value.dtype, mx.floating):
             return value
+        if path.endswith((".scales", ".biases")):
+            return value.astype(dtype) if dtype == mx.float32 else value
         return value.astype(dtype if may_cast(path) else mx.float32)
 
     model.update(tree_map_with_path(one, model.parameters()))

@@ -1,6 +1,7 @@
 """DeepSeek-V4 under mlx-lm's model contract (spec 3)."""
 
 from collections.abc import Callable
+from types import MappingProxyType
 
 import mlx.core as mx
 import mlx.nn as nn
@@ -14,7 +15,7 @@ from .hyper_connection import HyperHead
 from .mtp import MTPBlock
 from .norm import RMSNorm
 from .positions import Call
-from .quantization import Linear
+from .quantization import Embedding, Linear, pack
 
 
 class Model(nn.Module):
@@ -27,7 +28,7 @@ class Model(nn.Module):
         super().__init__()
         self.args = args
         self.model_type = args.model_type
-        self.embed = nn.Embedding(args.vocab_size, args.hidden_size)
+        self.embed = Embedding(args)
         self.layers = [Block(args, index) for index in range(args.num_hidden_layers)]
         self.hc_head = HyperHead(args)
         self.norm = RMSNorm(args.hidden_size, args.rms_norm_eps)
@@ -116,17 +117,21 @@ class Model(nn.Module):
         return _caches(self.mtp)
 
     def sanitize(self, weights: dict[str, mx.array]) -> dict[str, mx.array]:
-        """Tensors of a checkpoint -> parameters of this model; see ``checkpoint.sanitize``.
+        """Tensors of a checkpoint of any family -> parameters of this model; see ``checkpoint.sanitize``.
 
-        Also notes on each linear layer how its weight was stored, and drops the MTP blocks where the
-        checkpoint has none: converted checkpoints often lack them though their config counts one.
+        Also makes the layers whose weights are packed ready for them, unless the config has settings: then mlx-lm does.
+        They are in ``packed``; in ``left_out`` is what of the checkpoint is not used, and why; each layer notes how its
+        weight was stored. MTP blocks that the checkpoint lacks are dropped.
         """
-        weights, stored = checkpoint.sanitize(weights, self.args)
-        if not any(name.startswith("mtp.") for name in weights):
-            self.mtp = []
+        weights, packed, stored, reading = checkpoint.sanitize(weights, self.args)
+        self.mtp = self.mtp[: reading.mtp_blocks]
+        self.left_out = MappingProxyType(reading.left_out)
         for path, module in self.named_modules():
             if hasattr(module, "stored"):
                 module.stored = stored.get(path, "float")
+        self.packed = MappingProxyType(packed)
+        if self.args.quantization is None:
+            pack(self, packed)
         return weights
 
     @property

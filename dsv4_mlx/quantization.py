@@ -1,7 +1,11 @@
 """Packed weights, the published program's rounding of activations, linear layers (spec 12)."""
 
+from collections.abc import Mapping
+
 import mlx.core as mx
 import mlx.nn as nn
+
+from dsv4_checkpoints import Format
 
 from . import norm
 from .config import ModelArgs
@@ -50,6 +54,40 @@ def decode_fp4(packed: mx.array, scale: mx.array) -> mx.array:
     codes = mx.stack([bytes_ & 15, bytes_ >> 4], axis=-1).reshape(rows, 2 * half)
     table = mx.array(FP4_VALUES + tuple(-v for v in FP4_VALUES), dtype=mx.float32)
     return table[codes] * mx.repeat(decode_scale(scale), FP4_GROUP, axis=1)[:, : 2 * half]
+
+
+def encode_fp8(values: mx.array) -> tuple[mx.array, mx.array]:
+    """float32 [out, in] -> e4m3 bytes [out, in] and E8M0 bytes a 128x128 tile: each tile's largest is at most 448."""
+    rows, cols = values.shape
+    tiles = mx.pad(values, [(0, -rows % TILE), (0, -cols % TILE)])
+    tiles = tiles.reshape(-(-rows // TILE), TILE, -(-cols // TILE), TILE)
+    scale = power_of_two_above(mx.maximum(mx.abs(tiles).max(axis=(1, 3)), 1e-4) * (1 / FP8_MAX))
+    codes = mx.to_fp8(tiles / scale[:, None, :, None])
+    return codes.reshape(tiles.shape[0] * TILE, -1)[:rows, :cols], _exponent_byte(scale)
+
+
+def encode_fp4(values: mx.array) -> tuple[mx.array, mx.array]:
+    """float32 [out, in] -> e2m1 codes, two a byte [out, in/2] int8, and E8M0 bytes a group of 32 [out, in/32]."""
+    groups = _in_groups(values, FP4_GROUP)
+    scale = power_of_two_above(mx.maximum(mx.abs(groups).max(axis=-1), FP4_MAX * 2.0**-126) / FP4_MAX)
+    rounded = round_fp4(groups / scale[..., None]).flatten(-2)[:, : values.shape[-1]]
+    size = mx.abs(rounded)[..., None] == mx.array(FP4_VALUES)
+    codes = size.argmax(axis=-1).astype(mx.uint8) | mx.where(rounded < 0, 8, 0).astype(mx.uint8)
+    return (codes[:, 0::2] | (codes[:, 1::2] << 4)).view(mx.int8), _exponent_byte(scale)
+
+
+def _exponent_byte(scale: mx.array) -> mx.array:
+    """Powers of two -> E8M0 bytes."""
+    return (scale.view(mx.uint32) >> 23).astype(mx.uint8)
+
+
+def decode_mlx(parts: dict[str, mx.array], stored: Format) -> mx.array:
+    """MLX's packed matrices -> float32. Its own decoder rounds mxfp4 and its kin to bfloat16, which holds them."""
+    scales, biases = parts["scales"], parts.get("biases")
+    if biases is not None:
+        scales, biases = scales.astype(mx.float32), biases.astype(mx.float32)
+    found = mx.dequantize(parts["weight"], scales, biases, stored.group, stored.bits, mode=stored.kind)
+    return found.astype(mx.float32)
 
 
 def power_of_two_above(x: mx.array) -> mx.array:
@@ -150,10 +188,49 @@ def product(x: mx.array, weight: mx.array) -> mx.array:
     return (x @ weight.swapaxes(-1, -2)).astype(x.dtype)
 
 
+def pack(model: nn.Module, formats: Mapping[str, Format]):
+    """Make the layers of these module paths ready for packed weights, which are loaded later; those that are, stay."""
+
+    def settings(path: str, layer: nn.Module) -> dict | bool:
+        found = formats.get(path) if "scales" not in layer else None
+        return found is not None and {"group_size": found.group, "bits": found.bits, "mode": found.kind}
+
+    nn.quantize(model, class_predicate=settings)
+
+
+def quantized_product(x: mx.array, layer: nn.Module) -> mx.array:
+    """x W^T of a layer that holds W packed, accumulated in float32 and rounded once to x's dtype."""
+    y = mx.quantized_matmul(
+        quantized_input(x),
+        layer.weight,
+        layer.scales,
+        layer.get("biases"),
+        group_size=layer.group_size,
+        bits=layer.bits,
+        mode=layer.mode,
+    )
+    return y.astype(x.dtype)
+
+
+def quantized_input(x: mx.array) -> mx.array:
+    """On the CPU MLX accumulates packed products in their input's type: off by 1 % in bfloat16."""
+    return norm.wide(x) if mx.default_device() == mx.cpu else x
+
+
+def packed_like(layer: nn.Module, quantized: nn.Module):
+    """Give ``quantized`` the weight of ``layer``, packed, and its other attributes."""
+    settings = {"group_size": quantized.group_size, "bits": quantized.bits, "mode": quantized.mode}
+    quantized.weight, quantized.scales, *biases = mx.quantize(layer.weight, **settings)
+    quantized.biases = biases[0] if biases else None
+    quantized.stored = layer.stored
+    quantized.simulate = layer.simulate
+    return quantized
+
+
 class Linear(nn.Linear):
     """y = x W^T, accumulated in float32 and rounded once to x's dtype (spec 12.4).
 
-    ``stored`` says how the checkpoint held W: "float", "fp8" or "fp4". Packed weights have their input
+    ``stored`` says how the checkpoint held W: "float", "fp8" or "fp4". Weights that it packed have their input
     rounded to fp8 in groups of 128 when the published quantisation is simulated.
     """
 
@@ -165,3 +242,41 @@ class Linear(nn.Linear):
     def __call__(self, x: mx.array) -> mx.array:
         """[..., in] -> [..., out]."""
         return product(linear_input(x, self), self.weight)
+
+    def to_quantized(self, group_size: int | None = None, bits: int | None = None, mode: str = "affine"):
+        """The same layer with its weight packed, as ``mlx.nn.quantize`` asks for it."""
+        outputs, inputs = self.weight.shape
+        return packed_like(self, QuantizedLinear(inputs, outputs, False, group_size, bits, mode))
+
+
+class QuantizedLinear(nn.QuantizedLinear):
+    """``Linear`` with W packed in one of MLX's formats."""
+
+    def __call__(self, x: mx.array) -> mx.array:
+        """[..., in] -> [..., out]."""
+        return quantized_product(linear_input(x, self), self)
+
+
+class Embedding(nn.Embedding):
+    """Rows by token id: weight [V, D]."""
+
+    def __init__(self, config: ModelArgs):
+        super().__init__(config.vocab_size, config.hidden_size)
+        self.stored, self.simulate = "float", False
+        self.type = getattr(mx, config.torch_dtype)
+
+    def to_quantized(self, group_size: int | None = None, bits: int | None = None, mode: str = "affine"):
+        """The same table packed, as ``mlx.nn.quantize`` asks for it."""
+        rows, width = self.weight.shape
+        quantized = packed_like(self, QuantizedEmbedding(rows, width, group_size, bits, mode))
+        quantized.type = self.type
+        return quantized
+
+
+class QuantizedEmbedding(nn.QuantizedEmbedding):
+    """``Embedding`` packed; ``type`` is that of the rows it gives."""
+
+    def __call__(self, ids: mx.array) -> mx.array:
+        """[...] -> [..., D]."""
+        parts = {leaf: self[leaf][ids] for leaf in ("weight", "scales", "biases") if self.get(leaf) is not None}
+        return decode_mlx(parts, Format(self.mode, self.bits, self.group_size)).astype(self.type)

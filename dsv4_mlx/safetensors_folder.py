@@ -2,15 +2,17 @@
 
 import json
 import stat
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
 import mlx.core as mx
 
-from .errors import UsageError
+from dsv4_checkpoints import CheckpointError
+from dsv4_checkpoints.folder import read_names
 
-SINGLE = "model.safetensors"
-INDEX = "model.safetensors.index.json"
+from .errors import UsageError, as_usage_error
+
 LARGEST_JSON = 100_000_000  # bytes; the index of the published Flash, 69,187 tensors, has 6 MB
 
 
@@ -22,33 +24,37 @@ def read_config(folder: Path) -> dict[str, Any]:
     return config
 
 
-def read_tensors(folder: Path) -> dict[str, mx.array]:
-    """All tensors of ``model.safetensors``, or of the shards that the index lists, not read yet. Raises UsageError."""
-    weights, first = {}, {}
-    for shard in _shards(folder):
-        for name, value in _load(folder / shard).items():
-            if name in weights:
-                raise UsageError(f"Tensor {name} is in both {first[name]} and {shard}; keep it in one of them.")
-            weights[name], first[name] = value, shard
-    return weights
+class Tensors(Mapping):
+    """All tensors of a folder's safetensors files by name; each file is opened when one of its tensors is asked for.
 
+    ``stored`` is what the headers say, which have been checked. Raises UsageError.
+    """
 
-def _shards(folder: Path) -> list[str]:
-    if not _is_file(folder / INDEX):
-        return [SINGLE]
-    content = _read_json(folder / INDEX)
-    listed = content.get("weight_map") if isinstance(content, dict) else None
-    if not isinstance(listed, dict) or not listed:
-        raise UsageError(f"{folder / INDEX} has no weight_map that names a shard for each tensor.")
-    for name, shard in listed.items():
-        if not isinstance(shard, str) or Path(shard).name != shard or not shard.endswith(".safetensors"):
-            raise UsageError(f"{INDEX} puts tensor {name} in {shard!r}, which is no safetensors file of the folder.")
-    return sorted({*listed.values()})
+    def __init__(self, folder: Path):
+        try:
+            self.stored = read_names(folder)
+        except CheckpointError as error:
+            raise as_usage_error(error) from error
+        self._open: dict[Path, dict[str, mx.array]] = {}
+
+    def __getitem__(self, name: str) -> mx.array:
+        path = self.stored[name].path
+        if path not in self._open:
+            self._open[path] = _load(path)
+        return self._open[path][name]
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self.stored)
+
+    def __len__(self) -> int:
+        return len(self.stored)
+
+    def forget(self):
+        """Close the files, so that what was read of them can leave memory."""
+        self._open.clear()
 
 
 def _load(path: Path) -> dict[str, mx.array]:
-    if not _is_file(path):
-        raise UsageError(f"The checkpoint has no {path.name}; {path} is no file.")
     try:
         return mx.load(str(path))
     except (RuntimeError, ValueError, OSError) as error:

@@ -1,8 +1,9 @@
 """DeepSeek-V4 in plain PyTorch, as close to its formulas as code can be; float64, float32 or bfloat16."""
 
+from dsv4_checkpoints import CheckpointError
+
 from .checkpoint import build, load
 from .config import Config, ConfigError, Options
 from .model import Model, MTPState, State
-from .safetensors_folder import CheckpointError
 
 __all__ = ["CheckpointError", "Config", "ConfigError", "MTPState", "Model", "Options", "State", "build", "load"]

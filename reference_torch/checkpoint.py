@@ -1,145 +1,105 @@
-"""A model from raw checkpoint tensors: names, packed weights, and the type each parameter computes in (spec 13)."""
+"""A model from a checkpoint's tensors, of whatever family: packed weights decoded, each parameter in its type (spec
+13)."""
 
 from __future__ import annotations
 
-import re
+from dataclasses import replace
 from pathlib import Path
 
 import torch
 from torch import Tensor, nn
 
-from .config import Config, Options
-from .model import Model
-from .quantization import Linear, decode_fp4, decode_fp8
-from .safetensors_folder import CheckpointError, read_folder
+from dsv4_checkpoints import CheckpointError, Format, Place, Reading, Settings, Stored, read
 
-HC_NAME = re.compile(r"(^|\.)(hc_(?:attn|ffn|head))_(fn|base|scale)$")
-FLOATS = (torch.float64, torch.float32, torch.bfloat16, torch.float16)
+from .config import Config, Options, read_json
+from .model import Model
+from .quantization import Linear, decode
+from .safetensors_folder import read_folder
+
+DTYPES = {
+    torch.float64: "F64", torch.float32: "F32", torch.bfloat16: "BF16", torch.float16: "F16", torch.bool: "BOOL",
+    torch.float8_e4m3fn: "F8_E4M3", torch.float8_e5m2: "F8_E5M2", torch.float8_e8m0fnu: "F8_E8M0",
+    torch.int8: "I8", torch.int16: "I16", torch.int32: "I32", torch.int64: "I64",
+    torch.uint8: "U8", torch.uint16: "U16", torch.uint32: "U32", torch.uint64: "U64",
+}  # fmt: skip
 
 
 def load(folder: str | Path, dtype: torch.dtype = torch.float32, options: Options | None = None) -> Model:
-    """The model in a checkpoint folder under its raw names. Raises ConfigError, CheckpointError."""
-    return build(Config.load(folder), read_folder(folder), dtype, options)
+    """The model in a checkpoint folder of any family. Raises ConfigError, CheckpointError."""
+    config = Config.load(folder)
+    settings = Settings.of(read_json(Path(folder) / "config.json"))
+    return build(config, read_folder(folder), dtype, options, settings)
 
 
-def build(config: Config, tensors: dict[str, Tensor], dtype: torch.dtype, options: Options | None = None) -> Model:
-    """A model that computes in `dtype` from raw-named tensors, float or packed. Raises CheckpointError.
+def build(
+    config: Config,
+    tensors: dict[str, Tensor],
+    dtype: torch.dtype,
+    options: Options | None = None,
+    settings: Settings | None = None,
+) -> Model:
+    """A model that computes in `dtype` from a checkpoint's tensors, float or packed. Raises CheckpointError.
 
-    Every tensor must be used, every parameter filled. Matrices take `dtype`; norms, hyper-connections, sinks, ape,
-    router biases, compressor projections and the output head stay wide, as published (spec 2).
+    Every tensor must be used, or left out for a reason, and every parameter filled. Matrices take `dtype`; norms,
+    hyper-connections, sinks, ape, router biases, compressor projections and the output head stay wide, as published
+    (spec 2). MTP blocks that the checkpoint lacks are not there.
     """
-    if not config.num_nextn_predict_layers and any("markov_head" in name for name in tensors):  # Flash-0731's drafter
-        tensors = {name: tensor for name, tensor in tensors.items() if not name.startswith("mtp.")}
-    _check_ends(config, tensors)
+    reading = read(config, {name: Stored(DTYPES[t.dtype], tuple(t.shape)) for name, t in tensors.items()}, settings)
+    for twin in reading.twins:
+        if not torch.equal(*(tensors[name].contiguous().view(torch.uint8) for name in twin)):
+            raise twin.refusal()
+    if reading.mtp_blocks != config.num_nextn_predict_layers:
+        ratios = config.compress_ratios[: config.num_hidden_layers + reading.mtp_blocks]
+        config = replace(config, num_nextn_predict_layers=reading.mtp_blocks, compress_ratios=ratios)
     model = Model(config, options)
     modules = dict(model.named_modules())
-    parameters = dict(model.named_parameters())
     wanted = torch.promote_types(dtype, torch.float32)
-    filled = set()
-    for name, tensor, stored in decoded(tensors):
-        target = HC_NAME.sub(r"\1\2.\3", name)
-        if target not in parameters or raw_name(target) != name:
-            raise CheckpointError(
-                f"tensor '{name}' belongs to no part of this model; does the config fit the checkpoint?"
-            )
-        shape = tuple(parameters[target].shape)
-        if tuple(tensor.shape) != shape:
-            raise CheckpointError(f"tensor '{name}' has shape {tuple(tensor.shape)}; the config asks for {shape}.")
-        owner, _, leaf = target.rpartition(".")
-        module = modules[owner]
+    for name, places in reading.places.items():
+        owner, _, leaf = parameter_name(name).rpartition(".")
+        module, slot = modules[owner], reading.slots[name]
+        kind = reading.formats[places[0].name]
         if leaf == "tid2eid":
-            value = _expert_table(name, tensor, config.n_routed_experts)
-        elif tensor.dtype not in FLOATS:
-            raise CheckpointError(f"tensor '{name}' has type {tensor.dtype}; a floating-point type was expected.")
+            value = _expert_table(reading, places[0], tensors, config.n_routed_experts)
         else:
-            value = tensor.to(dtype if leaf == "weight" and tensor.ndim == 2 and not _is_wide(target) else wanted)
+            value = torch.cat([_rows(reading, place, kind, tensors) for place in places])
+            value = value.to(dtype if slot.is_matrix and not _is_wide(name) else wanted)
         if isinstance(module, Linear):
-            module.stored = stored
-        module._parameters[leaf] = nn.Parameter(value, requires_grad=False)
-        filled.add(target)
-    for target in parameters:
-        if target not in filled:
-            raise CheckpointError(
-                f"tensor '{raw_name(target)}' is missing; the config asks for shape {tuple(parameters[target].shape)}."
-            )
+            module.stored = kind.kind if kind.kind in ("fp8", "fp4") else "float"
+        module._parameters[leaf] = nn.Parameter(value.reshape(slot.shape), requires_grad=False)
     return model
 
 
-def _check_ends(config: Config, tensors: dict[str, Tensor]) -> None:
-    """What a config claims that the checkpoint does not hold, seen before memory is taken for it."""
-    blocks, held = config.num_nextn_predict_layers, any(name.startswith("mtp.") for name in tensors)
-    if blocks and "mtp.0.enorm.weight" not in tensors and (held or blocks > 1):
-        raise CheckpointError(
-            f"the config counts {blocks} MTP blocks, but the checkpoint holds none: mtp.0 to mtp.2 of Flash-0731 are "
-            "a drafter of another kind; for the backbone alone set num_nextn_predict_layers to 0 and take its entries "
-            "off the end of compress_ratios."
-        )
-    last = f"layers.{config.num_hidden_layers - 1}"
-    for name in (f"{last}.attn_norm.weight", f"{last}.ffn.experts.{config.n_routed_experts - 1}.w1.weight"):
-        if name not in tensors:
-            raise CheckpointError(f"tensor '{name}' is missing; does the config fit the checkpoint?")
-    shapes = {
-        "embed.weight": (config.vocab_size, config.hidden_size),
-        "layers.0.attn.wq_a.weight": (config.q_lora_rank, config.hidden_size),
-        "layers.0.attn.wq_b.weight": (config.num_attention_heads * config.head_dim, config.q_lora_rank),
-    }
-    for name, shape in shapes.items():
-        if name in tensors and tuple(tensors[name].shape) != shape:
-            raise CheckpointError(
-                f"tensor '{name}' has shape {tuple(tensors[name].shape)}; the config asks for {shape}."
-            )
+def _rows(reading: Reading, place: Place, kind: Format, tensors: dict[str, Tensor]) -> Tensor:
+    """The rows that lie at a place, decoded. Raises CheckpointError for what is not finite."""
+    parts = {leaf: tensors[name] for leaf, name in reading.parts(place).items()}
+    if place.index is not None:
+        parts = {leaf: value[place.index] for leaf, value in parts.items()}
+    name = reading.names[place.tensor]
+    values = parts[place.leaf] if kind.kind == "float" else decode(parts, kind)
+    if not torch.isfinite(values).all():
+        if kind.kind == "float":
+            raise CheckpointError(f"tensor '{name}' holds values that are not finite; it is damaged.")
+        raise CheckpointError(f"tensor '{name}' decodes to values that are not finite; its scale or data is damaged.")
+    if values.ndim == 3:  # one matrix a group
+        values = values.flatten(0, 1)
+    part, count = place.part
+    return values if count == 1 else values.unflatten(0, (count, -1))[part]
 
 
-def decoded(tensors: dict[str, Tensor]):
-    """Yield (name, values, stored): packed fp8 and fp4 weights decoded exactly, their scales consumed."""
-    for name, tensor in tensors.items():
-        owner = name.removesuffix(".weight")
-        scale = tensors.get(f"{owner}.scale") if name.endswith(".weight") else None
-        if name.endswith(".scale") and f"{name.removesuffix('.scale')}.weight" in tensors:
-            if tensors[f"{name.removesuffix('.scale')}.weight"].dtype not in (torch.float8_e4m3fn, torch.int8):
-                raise CheckpointError(
-                    f"tensor '{name}' is a scale, but its weight is not packed; remove it or pack the weight."
-                )
-            continue
-        if tensor.dtype not in (torch.float8_e4m3fn, torch.int8):
-            if tensor.dtype.is_floating_point and not torch.isfinite(tensor).all():
-                raise CheckpointError(f"tensor '{name}' holds values that are not finite; it is damaged.")
-            yield name, tensor, "float"
-            continue
-        stored = "fp8" if tensor.dtype == torch.float8_e4m3fn else "fp4"
-        if scale is None:
-            raise CheckpointError(f"tensor '{name}' is packed as {stored} and its scale '{owner}.scale' is missing.")
-        if tensor.ndim != 2:
-            raise CheckpointError(
-                f"tensor '{name}' is packed as {stored} and has shape {tuple(tensor.shape)}; it must be a matrix."
-            )
-        rows, columns = tensor.shape
-        expected = (-(-rows // 128), -(-columns // 128)) if stored == "fp8" else (rows, -(-columns // 16))
-        if tuple(scale.shape) != expected:
-            raise CheckpointError(
-                f"tensor '{owner}.scale' has shape {tuple(scale.shape)}; {stored} weights of shape "
-                f"{(rows, columns)} need {expected}."
-            )
-        values = decode_fp8(tensor, scale) if stored == "fp8" else decode_fp4(tensor, scale)
-        if not torch.isfinite(values).all():
-            raise CheckpointError(
-                f"tensor '{name}' decodes to values that are not finite; its scale or data is damaged."
-            )
-        yield name, values, stored
+def parameter_name(name: str) -> str:
+    """The parameter of a published name: hc_attn_fn -> hc_attn.fn."""
+    for site in ("hc_attn", "hc_ffn", "hc_head"):
+        name = name.replace(f"{site}_", f"{site}.")
+    return name
 
 
-def raw_name(target: str) -> str:
-    """The checkpoint's name of a parameter: hc_attn.fn -> hc_attn_fn."""
-    return re.sub(r"(hc_(?:attn|ffn|head))\.(fn|base|scale)$", r"\1_\2", target)
+def _is_wide(name: str) -> bool:
+    return name == "head.weight" or name.endswith(("compressor.wkv.weight", "compressor.wgate.weight"))
 
 
-def _is_wide(target: str) -> bool:
-    return target == "head.weight" or target.endswith(("compressor.wkv.weight", "compressor.wgate.weight"))
-
-
-def _expert_table(name: str, table: Tensor, experts: int) -> Tensor:
-    if table.dtype not in (torch.int64, torch.int32):
-        raise CheckpointError(f"tensor '{name}' has type {table.dtype}; expert ids must be int64 or int32.")
+def _expert_table(reading: Reading, place: Place, tensors: dict[str, Tensor], experts: int) -> Tensor:
+    name = reading.names[place.tensor]
+    table = tensors[name].long()
     if int(table.min()) < 0 or int(table.max()) >= experts:
         raise CheckpointError(f"tensor '{name}' names an expert outside 0 .. {experts - 1}.")
-    return table.long()
+    return table

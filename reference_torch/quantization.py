@@ -9,6 +9,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from dsv4_checkpoints import Format
+
 from .config import Config, Options
 from .norm import wide
 
@@ -19,7 +21,7 @@ FP4_VALUES = (0.0, 0.5, 1.0, 1.5, 2.0, 3.0, 4.0, 6.0)
 
 def decode_scale(scale: Tensor) -> Tensor:
     """A stored scale as float32: E8M0 bytes are 2^(byte-127), 255 is NaN; float scales are themselves (spec 12.1)."""
-    if scale.dtype == torch.float8_e8m0fnu:
+    if scale.dtype in (torch.float8_e8m0fnu, torch.uint8):
         byte = scale.view(torch.uint8).to(torch.int32)
         return torch.where(byte == 255, torch.nan, torch.ldexp(torch.ones(byte.shape), byte - 127))
     return scale.float()
@@ -40,11 +42,52 @@ def decode_fp4(packed: Tensor, scale: Tensor, group: int = 32) -> Tensor:
 
     packed [out, in/2] int8, scale [out, in/32] -> [out, in] float32.
     """
-    byte = packed.view(torch.uint8).to(torch.int64)
-    code = torch.stack((byte & 0xF, byte >> 4), dim=-1).flatten(-2)
-    magnitude = torch.tensor(FP4_VALUES)[code & 7]
-    value = torch.where(code & 8 > 0, -magnitude, magnitude)
+    value = e2m1(unpack(packed, 4))
     return value * decode_scale(scale).repeat_interleave(group, -1)[:, : value.shape[-1]]
+
+
+def decode(parts: dict[str, Tensor], stored: Format) -> Tensor:
+    """The values of matrices [..., out, in] from their tensors weight, scale or scales, biases: float32."""
+    if stored.kind == "fp8":
+        return decode_fp8(parts["weight"].view(torch.float8_e4m3fn), parts["scale"])
+    if stored.kind == "fp4":
+        return decode_fp4(parts["weight"], parts["scale"])
+    return decode_mlx(parts["weight"], parts["scales"], parts.get("biases"), stored)
+
+
+def decode_mlx(weight: Tensor, scales: Tensor, biases: Tensor | None, stored: Format) -> Tensor:
+    """MLX's quantised matrices: uint32 words [..., out, in * bits / 32], a scale for each group of a row.
+
+    affine: code * scale + bias; mxfp4, mxfp8: e2m1 and e4m3 with E8M0 scales; nvfp4: e2m1 with e4m3 scales.
+    """
+    if stored.kind == "mxfp8":
+        values = weight.view(torch.float8_e4m3fn).float()
+    else:
+        codes = unpack(weight, stored.bits)
+        values = codes.float() if stored.kind == "affine" else e2m1(codes)
+    if stored.kind == "nvfp4":
+        scales = scales.view(torch.float8_e4m3fn)
+    elif stored.kind != "affine":
+        scales = scales.view(torch.float8_e8m0fnu)
+    values = values.unflatten(-1, (-1, stored.group)) * decode_scale(scales)[..., None]
+    if biases is not None:
+        values = values + biases.float()[..., None]
+    return values.flatten(-2)
+
+
+def unpack(words: Tensor, bits: int) -> Tensor:
+    """The codes of `bits` bits each that lie in words [..., W] as one stream, lowest bits first: [..., 32 W / bits]."""
+    together = bits // math.gcd(bits, 8)  # bytes that hold a whole number of codes
+    stream = words.contiguous().view(torch.uint8).unflatten(-1, (-1, together)).to(torch.int64)
+    number = sum(stream[..., i] << 8 * i for i in range(together))
+    codes = [(number >> bits * i) & (2**bits - 1) for i in range(8 * together // bits)]
+    return torch.stack(codes, dim=-1).flatten(-2)
+
+
+def e2m1(code: Tensor) -> Tensor:
+    """The values of 4-bit codes, bit 3 the sign (spec 12.3)."""
+    magnitude = torch.tensor(FP4_VALUES)[code & 7]
+    return torch.where(code & 8 > 0, -magnitude, magnitude)
 
 
 def round_to_e4m3(x: Tensor) -> Tensor:

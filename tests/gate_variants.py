@@ -18,7 +18,7 @@ import mlx.core as mx
 import numpy as np
 import torch
 
-from dsv4_mlx import attention, experts, hyper_connection, norm, rope
+from dsv4_mlx import attention, experts, hyper_connection, norm, respelling, rope
 from dsv4_mlx.attention import GroupedLinear
 from dsv4_mlx.compressor import Compressor
 from dsv4_mlx.experts import ExpertLinear, MoE, SharedExpert
@@ -127,7 +127,8 @@ def _project_in_another_order(original):
 @contextmanager
 def rewritten(*places: tuple[object, str, object]) -> Iterator[None]:
     """As `replaced`, in functions that dsv4_mlx has compiled too."""
-    with replaced(*places), as_written():
+    # They read weights as numbers, so that packed ones are decoded as they are loaded: no column has a group.
+    with replaced((respelling, "MX_GROUP", 10**9), *places), as_written():
         yield
 
 

@@ -195,7 +195,7 @@ SABOTAGES = [
     Sabotage(
         "weights need not be finite",
         "reference_torch/checkpoint.py",
-        "if tensor.dtype.is_floating_point and not torch.isfinite(tensor).all():",
+        "if not torch.isfinite(values).all():",
         "if False:",
         "tests/test_golden.py -k weights_that_are_not_finite",
     ),

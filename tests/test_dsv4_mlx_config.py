@@ -34,7 +34,7 @@ def test_published_configs_mean_the_same_to_both_packages(name):
 
 
 def test_unknown_keys_are_ignored():
-    extra = {"quantization_config": {"quant_method": "fp8"}, "vision": 1, "eos_token_id": [1, 2]}
+    extra = {"quantization_method": "fp8", "vision": 1, "eos_token_id": [1, 2]}
     assert ModelArgs.from_dict(GOOD | extra) == ModelArgs.from_dict(GOOD)
 
 

@@ -206,7 +206,7 @@ def test_a_checkpoint_that_does_not_fit_is_the_candidates_own_error(started, tmp
     candidate = started("unchanged")
     wrong = write_folder(tmp_path / "wrong", CONFIG, short)
     sentence = said(process.Raised, lambda: candidate.load(wrong))
-    assert "raised ValueError while loading the checkpoint" in sentence
+    assert "raised UsageError while loading the checkpoint" in sentence
     assert "norm.weight" in sentence
 
 

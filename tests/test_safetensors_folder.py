@@ -11,7 +11,9 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
-from reference_torch.safetensors_folder import INDEX, CheckpointError, read_folder, read_names
+from dsv4_checkpoints import CheckpointError
+from dsv4_checkpoints.folder import INDEX, read_names
+from reference_torch.safetensors_folder import read_folder
 
 AGAIN = "fetch or convert the checkpoint again."
 A = {"a": {"dtype": "F32", "shape": [2], "data_offsets": [0, 8]}}
@@ -76,7 +78,7 @@ def test_every_dtype_arrives_with_its_bytes(tmp_path, dtype):
     assert tensor.dtype == DTYPES[dtype]
     assert tensor.shape == (2, 3)
     assert tensor.view(torch.uint8).numpy().tobytes() == raw
-    assert read_names(tmp_path) == {"x": (tmp_path / "model.safetensors", dtype, (2, 3))}
+    assert read_names(tmp_path) == {"x": (dtype, (2, 3), tmp_path / "model.safetensors")}
 
 
 def test_scalars_empty_tensors_odd_alignment_and_metadata(tmp_path):

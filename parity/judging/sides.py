@@ -21,7 +21,7 @@ import reference_torch.compressor
 import reference_torch.model
 import reference_torch.quantization
 import reference_torch.rope
-from dsv4_mlx.loading import cast
+from dsv4_mlx.loading import cast, fill
 
 from ..cases.strategies.weights import DTYPES
 
@@ -106,8 +106,7 @@ class MLXSide:
     @cached_property
     def model(self) -> dsv4_mlx.model.Model:
         model = dsv4_mlx.model.Model(self.config)
-        weights = model.sanitize({name: to_mlx(value) for name, value in self.tensors.items()})
-        model.load_weights(list(weights.items()), strict=True)
+        fill(model, {name: to_mlx(value) for name, value in self.tensors.items()})
         cast(model, self.dtype)
         return model
 

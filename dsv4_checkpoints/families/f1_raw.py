@@ -1,0 +1,5 @@
+"""As published by deepseek-ai: fp8 in tiles of 128 x 128, experts in fp4; Base with float32 scales; or plain floats."""
+
+from ..family import Family
+
+FAMILY = Family("F1", "published (deepseek-ai)", packing="published")
