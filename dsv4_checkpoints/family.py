@@ -49,6 +49,7 @@ class Family:
     matrices and norms go without ".weight", an expert's number is `{e}`. ``prefix`` stands before all names but those
     in ``bare`` and MTP blocks. ``packing``: how quantised matrices are stored, "published" (weight, scale), "mlx"
     (weight, scales, biases) or "none". ``wo_a_axes``: 2 as published, 3 with one matrix a group.
+    ``ports``: programs that are known to load it, besides ours.
     """
 
     id: str
@@ -60,6 +61,7 @@ class Family:
     packing: str = "mlx"
     wo_a_axes: int = 2
     mtp_as_published: bool = False
+    ports: tuple[str, ...] = ()
 
     def places(self, name: str, groups: int) -> list[Place]:
         """Where the tensor of a published name lies here, in the order of its rows; without prefix."""

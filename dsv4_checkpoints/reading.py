@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import NamedTuple
 
 from .errors import CheckpointError
 from .families import FAMILIES
 from .family import LEAVES, Family, Place, plain
-from .formats import FLOATS, Format, detect
+from .formats import FLOAT, FLOATS, Format, detect
 from .settings import Settings
 from .stored import Stored
 from .tree import TOP, Slot, block, slots
@@ -20,6 +20,7 @@ COPY_IN_MTP = re.compile(r"mtp\.\d+\.(emb|embed|embed_tokens|head|lm_head|shared
 DRAFTER = "the drafter of Flash-0731, which is no MTP block"
 UNCOUNTED = "of an MTP block that the config does not count"
 COPY = "a copy of the backbone's"
+UNREADABLE = Format("unreadable")
 TWIN = "another spelling of the same tensor"
 
 
@@ -61,10 +62,20 @@ class Reading:
         return found
 
 
-def read(config, stored: Mapping[str, Stored], settings: Settings | None = None) -> Reading:
+def _refuse(error: CheckpointError) -> None:
+    raise error
+
+
+def read(
+    config,
+    stored: Mapping[str, Stored],
+    settings: Settings | None = None,
+    complain: Callable[[CheckpointError], None] = _refuse,
+) -> Reading:
     """How to read these tensors as a model of this config. Raises CheckpointError.
 
-    Strict both ways: each tensor is used or in ``left_out``, each parameter has its place.
+    Strict both ways: each tensor is used or in ``left_out``, each parameter has its place. ``complain`` is told what is
+    wrong, and may return to hear the rest.
     """
     names, twins = _plain_names(stored)
     depth, drafter = _mtp_blocks(config, names)
@@ -77,18 +88,25 @@ def read(config, stored: Mapping[str, Stored], settings: Settings | None = None)
         places = next((found for one in (family, *others) if (found := _held(one, name, config, names))), None)
         if places is None:
             place = family.places(name, config.o_groups)[0]
-            raise CheckpointError(
-                f"tensor '{family.written(place.tensor)}' is missing; the config asks for shape {slot.shape}."
+            complain(
+                CheckpointError(
+                    f"tensor '{family.written(place.tensor)}' is missing; the config asks for shape {slot.shape}."
+                )
             )
+            continue
         reading.slots[name], reading.places[name] = slot, places
         for place in places:
             if place.name not in reading.formats:
                 parts = {leaf: stored[at] for leaf, at in _parts(place, names, slot)}
-                reading.formats[place.name] = _checked(family, place, parts, slot, config, len(places))
                 used.update(name_of for _, name_of in _parts(place, names, slot))
-    _account_for(reading, config, stored, used, drafter)
+                try:
+                    reading.formats[place.name] = _checked(family, place, parts, slot, config, len(places))
+                except CheckpointError as error:
+                    complain(error)
+                    reading.formats[place.name] = UNREADABLE
+    _account_for(reading, config, stored, used, drafter, complain)
     if settings is not None:
-        _check_settings(reading, config, settings)
+        _check_settings(reading, config, settings, complain)
     return reading
 
 
@@ -156,7 +174,7 @@ def _checked(family: Family, place: Place, parts: dict[str, Stored], slot: Slot,
             raise CheckpointError(f"tensor '{tensor}' has type {values.dtype}; a floating-point type was expected.")
         if values.shape != slot.shape:
             raise CheckpointError(f"tensor '{tensor}' has shape {values.shape}; the config asks for {slot.shape}.")
-        return Format("float")
+        return FLOAT
     rows, columns = slot.shape
     rows = rows // divided * place.part[1]
     lead = () if place.index is None else (config.n_routed_experts,)
@@ -165,7 +183,9 @@ def _checked(family: Family, place: Place, parts: dict[str, Stored], slot: Slot,
     return detect(shown, parts, (*lead, rows, columns))
 
 
-def _account_for(reading: Reading, config, stored: Mapping[str, Stored], used: set[str], drafter: bool) -> None:
+def _account_for(
+    reading: Reading, config, stored: Mapping[str, Stored], used: set[str], drafter: bool, complain
+) -> None:
     """Every tensor that is not used is left out for a reason, or belongs to no part of the model."""
     rest = []
     for one, name in reading.names.items():
@@ -184,12 +204,15 @@ def _account_for(reading: Reading, config, stored: Mapping[str, Stored], used: s
     for one in rest:
         name = reading.names[one]
         if one not in spelled:
-            raise CheckpointError(
-                f"tensor '{name}' belongs to no part of this model; does the config fit the checkpoint?"
+            complain(
+                CheckpointError(
+                    f"tensor '{name}' belongs to no part of this model; does the config fit the checkpoint?"
+                )
             )
+            continue
         twin = Twin(spelled[one], name)
         if stored[twin.kept][:2] != stored[twin.left][:2]:
-            raise twin.refusal()
+            complain(twin.refusal())
         reading.twins.append(twin)
         reading.left_out[name] = TWIN
 
@@ -209,7 +232,7 @@ def _other_spellings(reading: Reading, config, rest: list[str]) -> dict[str, str
     return found
 
 
-def _check_settings(reading: Reading, config, settings: Settings) -> None:
+def _check_settings(reading: Reading, config, settings: Settings, complain) -> None:
     """What the config says of a module by name must be what its tensors are; they alone decide about the others."""
     if not settings.modules:
         return
@@ -220,8 +243,10 @@ def _check_settings(reading: Reading, config, settings: Settings) -> None:
         for alias in aliases & settings.modules.keys():
             told = settings.modules[alias]
             held = reading.formats[places[0].name]
-            if (told or Format("float")) != held and held.kind not in ("fp8", "fp4"):
-                raise CheckpointError(
-                    f"the config says that {alias} is stored as {told or Format('float')}, but the tensors of "
-                    f"{reading.family.written(places[0].name)} are {held}."
+            if (told or FLOAT) != held and held.kind not in ("fp8", "fp4", UNREADABLE.kind):
+                complain(
+                    CheckpointError(
+                        f"the config says that {alias} is stored as {told or FLOAT}, but the tensors of "
+                        f"{reading.family.written(places[0].name)} are {held}."
+                    )
                 )

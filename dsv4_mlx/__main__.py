@@ -1,17 +1,26 @@
 """mlx-lm's commands with this model: ``python -m dsv4_mlx generate --model FOLDER ...``, ``server``, ``chat``, ...
 
-One is our own: ``python -m dsv4_mlx mtp_generate``, see ``generate.py``.
+Two are our own: ``mtp_generate``, see ``generate.py``, and ``convert``, see ``conversion.py``.
 """
 
 import argparse
+import importlib.metadata
+import json
 import sys
+import time
+import traceback
+from pathlib import Path
 
 import mlx_lm
 from mlx_lm import cli
+from mlx_lm.convert import MODEL_CONVERSION_DTYPES, QUANT_RECIPES
 
+from . import conversion
+from .config import ModelArgs
 from .errors import UsageError
 from .generate import MOST_DRAFTS, generate
 from .registration import register
+from .safetensors_folder import read_config
 
 
 def mtp_generate(arguments: list[str]):
@@ -28,7 +37,10 @@ def mtp_generate(arguments: list[str]):
         "--draft-tokens", type=int, default=1, help=f"drafts a verification, 1 to {MOST_DRAFTS} (%(default)s)"
     )
     given = parser.parse_args(arguments)
-    model, tokenizer = mlx_lm.load(given.model)
+    try:
+        model, tokenizer = mlx_lm.load(given.model)
+    except UsageError as error:
+        parser.error(str(error))
     prompt = given.prompt
     if tokenizer.has_chat_template:
         prompt = tokenizer.apply_chat_template([{"role": "user", "content": prompt}], add_generation_prompt=True)
@@ -38,9 +50,91 @@ def mtp_generate(arguments: list[str]):
         parser.error(str(error))
 
 
+def convert(arguments: list[str]):
+    """Write a checkpoint of any family as F2 or F3."""
+    parser = argparse.ArgumentParser(
+        prog="python -m dsv4_mlx convert",
+        description="Convert a checkpoint of any family, one layer in memory at a time. Without -q or --recipe "
+        "every matrix stays as it is: published fp8 and fp4 become MXFP8 and MXFP4, bit for bit.",
+    )
+    parser.add_argument("--hf-path", "--model", required=True, metavar="DIR", help="the checkpoint, a local folder")
+    parser.add_argument("--mlx-path", default="mlx_model", metavar="DIR", help="the new folder (%(default)s)")
+    parser.add_argument("-q", "--quantize", action="store_true", help="quantise every matrix but the routers'")
+    parser.add_argument("--q-group-size", type=int, help="numbers that share a scale; default: the mode's")
+    parser.add_argument("--q-bits", type=int, help="bits a number; default: the mode's")
+    parser.add_argument(
+        "--q-mode", default="affine", choices=["affine", "mxfp4", "nvfp4", "mxfp8"], help="(%(default)s)"
+    )
+    parser.add_argument("--quant-predicate", choices=QUANT_RECIPES, help="one of mlx-lm's mixed recipes, with -q")
+    parser.add_argument("--recipe", metavar="FILE", help='JSON: module pattern -> settings, false or "keep"')
+    parser.add_argument("--dtype", choices=MODEL_CONVERSION_DTYPES, help="of what is not quantised (the config's)")
+    parser.add_argument("-d", "--dequantize", action="store_true", help="decode every matrix")
+    parser.add_argument("--family", default="F2", choices=["F2", "F3"], help="names of the new folder (%(default)s)")
+    given = parser.parse_args(arguments)
+    started = time.monotonic()
+    try:
+        wanted = _wanted(given)
+        conversion.convert(given.hf_path, given.mlx_path, given.family, wanted, given.dtype, _say)
+    except ValueError as error:  # of a config, too
+        parser.error(str(error))
+    print(f"{given.mlx_path} is written ({time.monotonic() - started:.0f} s).")
+
+
+def _wanted(given: argparse.Namespace):
+    """What the options say of each matrix. Raises UsageError."""
+    chosen = [given.quantize, given.dequantize, given.recipe is not None]
+    if sum(chosen) > 1:
+        raise UsageError("Choose one of --quantize, --dequantize and --recipe.")
+    if given.quant_predicate and not (given.quantize and given.q_mode == "affine"):
+        raise UsageError("--quant-predicate needs -q and the mode affine.")
+    if given.quant_predicate:
+        args = ModelArgs.from_dict(read_config(Path(given.hf_path)))
+        return conversion.mixed(given.quant_predicate, args, given.q_group_size)
+    if given.quantize:
+        told = {"mode": given.q_mode, "bits": given.q_bits, "group_size": given.q_group_size}
+        found = conversion.format_of("every matrix", {key: value for key, value in told.items() if value is not None})
+        return lambda name, published: found
+    if given.dequantize:
+        return lambda name, published: None
+    if given.recipe:
+        try:
+            return conversion.recipe_of(json.loads(Path(given.recipe).read_text(encoding="utf-8")))
+        except (OSError, ValueError) as error:
+            if isinstance(error, UsageError):
+                raise
+            raise UsageError(f"{given.recipe} is no recipe ({' '.join(str(error).split())[:200]}).") from error
+    return None
+
+
+def mlx_lm_command():
+    """mlx-lm's own, but that a checkpoint or tokenizer that it cannot use is a sentence and exit code 2."""
+    try:
+        cli.main()
+    except UsageError as error:
+        _end(str(error))
+    except Exception as error:
+        frames = traceback.extract_tb(error.__traceback__)
+        if not any(Path(frame.filename).name == "tokenizer_utils.py" for frame in frames):
+            raise
+        reason = " ".join(str(error).split())[:200].rstrip(".")
+        known = importlib.metadata.version("transformers")
+        _end(f"transformers {known} cannot load the tokenizer ({type(error).__name__}: {reason}); is its class newer?")
+
+
+def _end(sentence: str):
+    print(f"python -m dsv4_mlx: error: {sentence}", file=sys.stderr)
+    sys.exit(2)
+
+
+def _say(text: str):
+    print(text, file=sys.stderr, flush=True)
+
+
 if __name__ == "__main__":
     register()
     if sys.argv[1:2] == ["mtp_generate"]:
         mtp_generate(sys.argv[2:])
+    elif sys.argv[1:2] == ["convert"]:
+        convert(sys.argv[2:])
     else:
-        cli.main()
+        mlx_lm_command()

@@ -3,10 +3,12 @@
 import fnmatch
 import json
 import os
+import re
 import shutil
 import tempfile
+import time
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import mlx.core as mx
@@ -24,6 +26,7 @@ from .respelling import Matrix, Target, assembled, targets
 from .safetensors_folder import Tensors, read_config
 
 KEEP = "keep"
+LARGE = 2**26  # bytes of a module
 # What makes a folder complete for mlx-lm besides weights and config.
 BESIDE = (
     "tokenizer*", "special_tokens_map.json", "added_tokens.json", "vocab.json", "merges.txt", "chat_template*",
@@ -105,19 +108,20 @@ class Writer:
     def write(self, tensors: "Tensors", progress: Callable[[str], None]):
         """All shards and their index."""
         shards = _shards(list(targets(self.reading, self.family, self.groups)), self.shards)
-        weight_map, total = {}, 0
+        weight_map, total, started = {}, 0, time.monotonic()
         for number, (part, modules) in enumerate(shards, 1):
-            progress(f"{part} ({number} of {len(shards)})")
+            progress(f"{part} ({number} of {len(shards)}{_left(started, number - 1, len(shards))})")
             name = f"model-{number:05}-of-{len(shards):05}.safetensors" if len(shards) > 1 else "model.safetensors"
             arrays = dict(self._arrays(modules, tensors))
             mx.save_safetensors(str(self.folder / name), arrays, metadata={"format": "mlx"})
             weight_map |= dict.fromkeys(arrays, name)
             total += sum(value.nbytes for value in arrays.values())
+            arrays.clear()  # before the next layer
             tensors.forget()
         index = {"metadata": {"total_size": total}, "weight_map": dict(sorted(weight_map.items()))}
         (self.folder / INDEX).write_text(json.dumps(index, indent=1) + "\n")
 
-    def _arrays(self, modules: list[Target], tensors: Mapping[str, mx.array]) -> Iterator[tuple[str, mx.array]]:
+    def _arrays(self, modules: list[Target], tensors: Tensors) -> Iterator[tuple[str, mx.array]]:
         for module in modules:
             slot = self.reading.slots[module.pieces[0][0]]
             matrix = assembled(module, self.reading, tensors, self.family, self.groups)
@@ -129,6 +133,8 @@ class Writer:
             for leaf, value in matrix.parts.items():
                 mx.eval(value)
                 yield self.family.written(f"{module.name}.{leaf}" if module.leaf else module.name), value
+            if sum(value.nbytes for value in matrix.parts.values()) > LARGE:
+                tensors.forget()  # or a layer would be there twice, as it was and as it becomes
 
     def _stored(self, module: Target, matrix: Matrix) -> Matrix:
         name = self.family.written(module.name)
@@ -151,6 +157,8 @@ class Writer:
 
 def _changed(matrix: Matrix, wanted: Format | None, plain: mx.Dtype) -> Matrix:
     """The matrix in another format, entry by entry, so that one expert is in float32 at a time."""
+    if wanted is not None and (matrix.format.kind, wanted.kind) == ("mxfp4", "fp4"):  # the same bytes
+        return Matrix(wanted, {"weight": matrix.parts["weight"].view(mx.int8), "scale": matrix.parts["scales"]})
     if matrix.parts["weight"].ndim == 3:
         entries = [
             _changed(matrix.map(lambda value, i=i: value[i]), wanted, plain) for i in range(len(matrix.parts["weight"]))
@@ -181,6 +189,12 @@ def _shards(modules: list[Target], count: int | None) -> list[tuple[str, list[Ta
         named = {"layers": f"layer {number}", "mtp": f"MTP block {number}"}
         parts.setdefault(named.get(kind, "embedding and head"), []).append(module)
     return list(parts.items())
+
+
+def _left(started: float, done: int, of: int) -> str:
+    """The time left, once some are done that took a while."""
+    spent = time.monotonic() - started
+    return f", {spent / done * (of - done):.0f} s left" if done and spent > 5 else ""
 
 
 def write_config(folder: Path, config: dict, formats: dict[str, Format]):
@@ -247,7 +261,9 @@ def mixed(recipe: str, args: ModelArgs, group_size: int | None) -> Callable[[str
     predicate = mixed_quant_predicate_builder(recipe, Names, group_size or 64)
 
     def wanted(name: str, published: tuple[str, ...]) -> Wanted:
-        spelled = FAMILIES["F2"].places(f"{published[0]}.weight", args.o_groups)[0].name
+        last = f"layers.{args.num_hidden_layers - 1}"  # mlx-lm knows no MTP block; it is one more of the last layers
+        asked = re.sub(r"^mtp\.\d+", last, published[0])
+        spelled = FAMILIES["F2"].places(f"{asked}.weight", args.o_groups)[0].name
         return format_of(name, predicate(FAMILIES["F2"].written(spelled), None))
 
     return wanted

@@ -71,8 +71,9 @@ def encode_fp4(values: mx.array) -> tuple[mx.array, mx.array]:
     groups = _in_groups(values, FP4_GROUP)
     scale = power_of_two_above(mx.maximum(mx.abs(groups).max(axis=-1), FP4_MAX * 2.0**-126) / FP4_MAX)
     rounded = round_fp4(groups / scale[..., None]).flatten(-2)[:, : values.shape[-1]]
-    size = mx.abs(rounded)[..., None] == mx.array(FP4_VALUES)
-    codes = size.argmax(axis=-1).astype(mx.uint8) | mx.where(rounded < 0, 8, 0).astype(mx.uint8)
+    size = mx.abs(rounded)  # steps of 1/2, then 1, then 2: its place among FP4_VALUES
+    place = mx.where(size < 2, 2 * size, mx.where(size < 4, size + 2, size / 2 + 4)).astype(mx.uint8)
+    codes = place | mx.where(rounded < 0, 8, 0).astype(mx.uint8)
     return (codes[:, 0::2] | (codes[:, 1::2] << 4)).view(mx.int8), _exponent_byte(scale)
 
 

@@ -95,6 +95,15 @@ def test_pro(tmp_path):
     assert agrees(judged(folder, tokens=140))
 
 
+@pytest.mark.slow
+@pytest.mark.parametrize("variant", ["F1", "F3"])
+def test_a_prompt_of_3000_tokens_chooses_among_more_rows_than_512(tmp_path, variant):
+    folder = written(tmp_path, variant)
+    path = folder / "config.json"
+    path.write_text(json.dumps(config_in(folder) | {"index_topk": 512, "sliding_window": 128}))
+    assert agrees(judged(folder, tokens=3000))
+
+
 def test_a_wrong_scale_is_no_parity(tmp_path):
     """The judge of these tests: one scale of one group, doubled on one side alone."""
     folder = written(tmp_path, "F2-4bit")

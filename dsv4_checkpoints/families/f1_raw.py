@@ -2,4 +2,9 @@
 
 from ..family import Family
 
-FAMILY = Family("F1", "published (deepseek-ai)", packing="published")
+FAMILY = Family(
+    "F1",
+    "published (deepseek-ai)",
+    packing="published",
+    ports=("the official program", "transformers 5.10.1", "mlx-vlm (from 0.7.3 plain weights only)"),
+)

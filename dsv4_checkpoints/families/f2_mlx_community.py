@@ -23,4 +23,5 @@ FAMILY = Family(
     },
     prefix="model.",
     bare=("lm_head",),
+    ports=("mlx-lm with pull request 1192",),
 )

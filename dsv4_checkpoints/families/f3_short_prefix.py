@@ -11,4 +11,5 @@ FAMILY = Family(
         "ffn.experts.{e}.w2": Spot("ffn.experts.w2", stacked=True),
         "ffn.experts.{e}.w3": Spot("ffn.experts.w3", stacked=True),
     },
+    ports=("mlx-lm with pull request 1190 or 1201",),
 )

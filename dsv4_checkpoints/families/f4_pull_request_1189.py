@@ -9,5 +9,6 @@ FAMILY = replace(
     F2,
     id="F4",
     title="names of mlx-lm pull request 1189",
+    ports=("mlx-lm with pull request 1189",),
     block=F2.block | hyper_connections("hc_attn.{}", "hc_ffn.{}"),
 )

@@ -2,4 +2,4 @@
 
 from ..family import Family
 
-FAMILY = Family("F5", "published names with MLX's quantised tensors")
+FAMILY = Family("F5", "published names with MLX's quantised tensors", ports=("mlx-vlm since issue 1977", "Rapid-MLX"))

@@ -42,5 +42,6 @@ FAMILY = Family(
     prefix="model.",
     bare=("lm_head",),
     packing="none",
+    ports=("transformers 5.10.1",),
     mtp_as_published=True,
 )

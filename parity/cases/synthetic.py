@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import zlib
 from collections.abc import Iterator, Mapping
 from types import SimpleNamespace
@@ -68,6 +69,7 @@ def config_of_size(published: dict, size: str, mtp: bool) -> dict:
         config["num_hash_layers"] = min(published["num_hash_layers"], len(layers) - 1)
         if config.get("rope_scaling"):  # so that YaRN acts within a short prompt
             config["rope_scaling"] = config["rope_scaling"] | {"original_max_position_embeddings": 64}
+            config["max_position_embeddings"] = int(64 * config["rope_scaling"]["factor"])
     config["num_hidden_layers"], config["num_nextn_predict_layers"] = len(layers), blocks
     config["compress_ratios"] = [*layers, *ratios[count : count + blocks]]
     return {key: value for key, value in config.items() if key not in ("quantization", "quantization_config")}
@@ -80,13 +82,19 @@ class Synthetic(Mapping):
     whose hidden states reach the SwiGLU limit.
     """
 
-    def __init__(self, config: dict, seed: int = 0, dtype: str = "BF16"):
+    def __init__(self, config: dict, seed: int = 0, dtype: str = "BF16", packed_experts: bool = False):
+        """``packed_experts``: routed experts are drawn as published, in fp4: at true dimensions they are most."""
         self.config, self.seed = SimpleNamespace(**config), seed
         self.slots = dict(slots(self.config))
-        self.stored = {
-            name: Stored(dtype if slot.published in ("fp8", "fp4", "BF16") else slot.published, slot.shape)
-            for name, slot in self.slots.items()
-        }
+        self.stored = {}
+        for name, slot in self.slots.items():
+            if packed_experts and slot.published == "fp4":
+                rows, columns = slot.shape
+                self.stored[name] = Stored("I8", (rows, columns // 2))
+                self.stored[name.removesuffix("weight") + "scale"] = Stored("F8_E8M0", (rows, columns // 32))
+            else:
+                kept = slot.published in ("F32", "I64")
+                self.stored[name] = Stored(slot.published if kept else dtype, slot.shape)
 
     def __iter__(self) -> Iterator[str]:
         return iter(self.stored)
@@ -98,8 +106,16 @@ class Synthetic(Mapping):
         """Nothing is kept."""
 
     def __getitem__(self, name: str) -> Tensor:
-        slot = self.slots[name]
         random = torch.Generator().manual_seed(zlib.crc32(f"{self.seed}:{name}".encode()))
+        if self.stored[name].dtype == "I8":
+            return torch.randint(0, 256, self.stored[name].shape, generator=random, dtype=torch.uint8).view(torch.int8)
+        if self.stored[name].dtype == "F8_E8M0":
+            usual = 127 + round(
+                math.log2(GAINS.get(f".{name.split('.')[-2]}", 1.0) / (3 * self.config.hidden_size**0.5))
+            )
+            drawn = torch.randint(usual - 1, usual + 2, self.stored[name].shape, generator=random, dtype=torch.uint8)
+            return drawn.view(torch.float8_e8m0fnu)
+        slot = self.slots[name]
         if slot.published == "I64":
             table = torch.rand(slot.shape[0], self.config.n_routed_experts, generator=random).argsort(-1)
             return table[:, : slot.shape[1]].contiguous()

@@ -140,7 +140,7 @@ def write_fixture(
     chosen = VARIANTS[variant]
     config = config_of_size(published, size, mtp) | {"torch_dtype": chosen.dtype}
     args = ModelArgs.from_dict(dict(config))
-    tensors = _Drawn(Synthetic(config, seed, "F32" if chosen.dtype == "float32" else "BF16"))
+    tensors = _Drawn(Synthetic(config, seed, "F32" if chosen.dtype == "float32" else "BF16", size == "layer"))
     reading = reading_of(tensors.stored, args)
     if shards is None and size != "layer":
         shards = 1
