@@ -237,14 +237,14 @@ SABOTAGES = [
     ),
     Sabotage(
         "a few cells are enough for a verdict",
-        "parity/jobs/gate.py",
+        "parity/jobs/gate_verdict.py",
         "if report.candidate.kind not in NOT_OFFERED_BY:",
         "if True:",
         "tests/test_gate.py -k fewer_cells",
     ),
     Sabotage(
         "what is required need not be offered",
-        "parity/jobs/gate.py",
+        "parity/jobs/gate_verdict.py",
         "gap.required = gap.what in require",
         "gap.required = False",
         'tests/test_gate.py -k "required_a_failure"',

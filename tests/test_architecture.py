@@ -18,7 +18,7 @@ ALLOWED = {
     "pairs": {"cases"},
     "lives": set(),
     "candidates": {"errors", "judging", "lives", "dsv4_mlx"},
-    "gate": {"errors", "results", "cases", "judging", "candidates", "reference_torch"},
+    "gate": {"errors", "results", "cases", "judging", "candidates", *MODELS},
     "jobs": {*PLAIN, *MODELS, "cases", "judging", "pairs", "lives", "candidates", "gate"},
     "report": {"errors", "results", "gate.results"},
     "commands": {*PLAIN, "cases", "pairs", "gate", "jobs", "report"},

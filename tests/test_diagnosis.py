@@ -31,9 +31,10 @@ def upto(*mechanisms):
     return [name for name in WHOLE if name in wanted]
 
 
-def diagnosed(defects, mechanisms, scratch, seed=0):
+def diagnosed(defects, mechanisms, scratch, seed=0, unknown=()):
     """dsv4_mlx with these defects: its cells, the hypothesis, what the report says, whether the mechanism was red."""
     engine, diagnoser = Patched(defects), Diagnoser({}, Matrix())
+    diagnoser.known = {name: one for name, one in diagnoser.known.items() if name not in unknown}
     for name in mechanisms:
         diagnoser.families[name] = reference(registry()[name], seed)
         judge_probe(engine, diagnoser.families[name], scratch / name, diagnoser.matrix)
@@ -122,6 +123,21 @@ def test_two_at_once(tmp_path, ids):
     defects = of_ids(*ids)
     mechanisms = upto(*(d.mechanism for d in defects), "hc.sinkhorn", "attention.output")
     assert diagnosed(defects, mechanisms, tmp_path).named == {*ids}
+
+
+def test_what_goes_wrong_between_calls_hides_nothing_that_one_call_shows(tmp_path):
+    """A remainder dropped, in a way that no known defect drops it, and rows not rotated, which all schedules show."""
+    mechanisms = upto("rope.plain_rows", "compressor.plain")
+    between = [name for name, one in KNOWN.items() if one.mechanism == "compressor.plain" and one.schedules]
+    far = [name for name, one in KNOWN.items() if one.mechanism not in ("compressor.plain", "rope.plain_rows")]
+    assert "D036" in between
+    found = diagnosed(of_ids("D036", "D005"), mechanisms, tmp_path, unknown=[*between, *far])  # far: for the time
+    assert found.named == {"D005"}
+    red = {(cell.mechanism, cell.schedule): cell.explained_by for cell in found.red}
+    assert red["rope.plain_rows", "oneshot"] == red["rope.plain_rows", "cached"] == ["D005"]
+    assert [by for (name, _), by in red.items() if name == "compressor.plain"] == [[], []]
+    assert found.said[-1].sentence.startswith("No known defect")
+    assert diagnosed(of_ids("D036", "D005"), mechanisms, tmp_path).named == {"D036", "D005"}
 
 
 FIVE = ("D002", "D016", "D026", "D033", "D075-scale")

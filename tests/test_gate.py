@@ -633,3 +633,43 @@ def test_a_pipe_is_written_to_and_not_replaced(capsys, few, tmp_path):
     finally:
         reader.kill()
         reader.communicate()
+
+
+# --- in which names a port takes its checkpoints --------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("name", "family"), [("only_short_prefix", "F3"), ("only_mlx_community", "F2"), ("only_huggingface", "F8")]
+)
+def test_a_port_of_other_names_is_judged_on_them(few, capsys, tmp_path, name, family):
+    few("embedding", "attention.output", "experts.shared", "weights.fp8", "model.flash")
+    code, out, _ = run(capsys, path_of(name), "--json", str(tmp_path / "report.json"))
+    report = json.loads((tmp_path / "report.json").read_text())
+    jsonschema.validate(report, document.schema(SCHEMA))
+    assert (code, report["verdict"]) == (0, "parity")
+    states = {one["family"]: one["state"] for one in report["loading"]}
+    assert states[family] == "loads"
+    assert states["F1"] == "does not load"
+    assert f"Judged on family {family}, " in " ".join(out.split())
+    packed = {cell["verdict"] for cell in report["cells"] if cell["mechanism"] == "weights.fp8"}
+    # Hugging Face's names have no packed weights: to read plain numbers shows nothing about them.
+    assert packed == ({"coverage gap"} if family == "F8" else {"parity"})
+
+
+def test_a_wrong_port_of_other_names_is_named(few, capsys, tmp_path):
+    few("embedding", "hc.post", "hc.comb", "model.flash")
+    code, _, _ = run(capsys, path_of("short_prefix_untransposed"), "--json", str(tmp_path / "report.json"))
+    report = json.loads((tmp_path / "report.json").read_text())
+    assert (code, report["first_deviation"]["mechanism"]) == (1, "hc.comb")
+    assert [entry["defects"] for entry in report["diagnosis"]] == [["D016"]]
+
+
+def test_published_names_may_be_asked_for(few, capsys, tmp_path):
+    few("embedding")
+    code, _, _ = run(capsys, path_of("only_short_prefix"), "--family", "raw", "--json", str(tmp_path / "report.json"))
+    report = json.loads((tmp_path / "report.json").read_text())
+    jsonschema.validate(report, document.schema(SCHEMA))
+    assert (code, report["verdict"], report["cells"]) == (1, "diverges", [])
+    assert "does not load published names: The candidate raised ValueError" in report["sentence"]
+    assert "--family raw" in report["reproduce"]
+    assert run(capsys, path_of("unchanged"), "--family", "raw")[0] == 0

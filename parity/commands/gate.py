@@ -88,6 +88,13 @@ def add(commands) -> None:
         metavar="GB",
         help="memory that it may take (default 8)",
     )
+    gate.add_argument(
+        "--family",
+        default="any",
+        metavar="NAMES",
+        help="any (default): a port that takes the names of conversions only is judged on those; raw: it must load the "
+        "published ones",
+    )
     gate.set_defaults(command=command, problem=problem)
 
 
@@ -111,6 +118,7 @@ def command(options: argparse.Namespace, started: float) -> int:
     from ..jobs.gate import judge, requirable
 
     shared.one_of("--profile", options.profile, list(PROFILES))
+    shared.one_of("--family", options.family, ["any", "raw"])
     for what in options.require:
         shared.one_of("--require", what, requirable())
     use_one_thread()
@@ -125,6 +133,7 @@ def command(options: argparse.Namespace, started: float) -> int:
             options.require,
             progress,
             bundle_folder=Path(options.bundle) if options.bundle else None,
+            names=options.family,
         )
     report.clock = {"import_s": round(imported, 2)} | report.clock
     return finish(report, options, old)

@@ -34,21 +34,21 @@ PAIRS_OF = 14  # two defects of one mechanism are tried together where it has at
 
 @dataclass
 class Hypothesis:
-    """Defects that reproduce all probes so far but the `unexplained` ones; `reasons` are the probes that asked for
-    them, one a defect."""
+    """Defects that reproduce all cells so far but the `unexplained` ones, each (mechanism, schedule); `reasons` are the
+    probes that asked for them, one a defect."""
 
     defects: tuple[str, ...] = ()
     reasons: tuple[str, ...] = ()
-    unexplained: tuple[str, ...] = ()
+    unexplained: tuple[tuple[str, str], ...] = ()
 
     def with_defects(self, mechanism: str, *names: str) -> Hypothesis:
         """The hypothesis with these defects too, for the sake of this probe."""
         reasons = (*self.reasons, *[mechanism] * len(names))
         return Hypothesis((*self.defects, *names), reasons, self.unexplained)
 
-    def giving_up(self, *mechanisms: str) -> Hypothesis:
-        """The hypothesis without a word on these probes."""
-        return Hypothesis(self.defects, self.reasons, (*self.unexplained, *mechanisms))
+    def giving_up(self, *cells: tuple[str, str]) -> Hypothesis:
+        """The hypothesis without a word on these cells."""
+        return Hypothesis(self.defects, self.reasons, (*self.unexplained, *cells))
 
     def only_adds_to(self, other: Hypothesis) -> bool:
         """Whether the other one explains as much with fewer defects."""
@@ -76,15 +76,27 @@ class Diagnoser:
         given = [s for s in self.families[mechanism].probe.schedules if (mechanism, s) in self.matrix.logits]
         return sorted(given, key=lambda s: (s not in red, s in ("decode", "batch")))
 
-    def reproduces(self, mechanism: str, defects: Iterable[str], rounded: bool = True) -> bool:
-        """Whether the reference with these defects gives the candidate's logits under every schedule; with `rounded`,
-        in float64 or in the probe's own type, since some defects multiply rounding until it drowns everything."""
+    def ground(self, mechanism: str, hypothesis: Hypothesis) -> list[str]:
+        """Schedules under which all that the probe builds on is green or explained: there it can be reproduced. What
+        goes wrong between calls only takes no ground from what one call shows."""
+        missing = {*hypothesis.unexplained}
+        return [s for s in self.schedules(mechanism) if not any((need, s) in missing for need in needed(mechanism))]
+
+    def held(self, mechanism: str, hypothesis: Hypothesis) -> list[str]:
+        """Schedules under which the hypothesis says what this probe gives."""
+        return [s for s in self.schedules(mechanism) if (mechanism, s) not in hypothesis.unexplained]
+
+    def reproduces(
+        self, mechanism: str, defects: Iterable[str], rounded: bool = True, schedules: list[str] | None = None
+    ) -> bool:
+        """Whether the reference with these defects gives the candidate's logits under these schedules, all by default;
+        with `rounded`, in float64 or in the probe's own type, since some defects multiply rounding until it drowns
+        everything."""
+        schedules = self.schedules(mechanism) if schedules is None else schedules
         if not defects:  # needs no run
             family, given = self.families[mechanism], self.matrix.logits
-            return all(family.measure(s, given[mechanism, s]).ratio <= SAME for s in self.schedules(mechanism))
-        return all(
-            self._same(mechanism, schedule, frozenset(defects), rounded) for schedule in self.schedules(mechanism)
-        )
+            return all(family.measure(s, given[mechanism, s]).ratio <= SAME for s in schedules)
+        return all(self._same(mechanism, schedule, frozenset(defects), rounded) for schedule in schedules)
 
     def _same(self, mechanism: str, schedule: str, defects: frozenset[str], rounded: bool = True) -> bool:
         run = self._run(mechanism, schedule, defects, "float64")
@@ -156,43 +168,45 @@ class Diagnoser:
         """Hold the hypotheses to one more probe."""
         if not self.schedules(mechanism):
             return
-        red, following = bool(self.matrix.red(mechanism)), {}
+        red, following = {cell.schedule for cell in self.matrix.red(mechanism)}, {}
         for hypothesis in self.beam:
-            if self.reproduces(mechanism, hypothesis.defects):
+            ground = self.ground(mechanism, hypothesis)
+            beyond = [(mechanism, s) for s in self.schedules(mechanism) if s not in ground]
+            hypothesis = hypothesis.giving_up(*beyond)
+            if self.reproduces(mechanism, hypothesis.defects, schedules=ground):
                 further = [hypothesis]
-            else:  # at a green probe it is refuted
-                further = self._extended(mechanism, hypothesis) if red else []
+            else:  # where all of it is green it is refuted
+                further = self._extended(mechanism, hypothesis, ground) if red & {*ground} else []
             for found in further:
                 following.setdefault(frozenset(found.defects), found)
-        if not following:  # all refuted: what the red probes showed has another reason
-            following = {frozenset(): Hypothesis().giving_up(*(m for m in self.families if self.matrix.red(m)))}
+        if not following:  # all refuted: what the red cells showed has another reason
+            cells = [(m, cell.schedule) for m in self.families for cell in self.matrix.red(m)]
+            following = {frozenset(): Hypothesis().giving_up(*cells)}
         found = [h for h in following.values() if not any(h.only_adds_to(other) for other in following.values())]
         self.beam = sorted(found, key=lambda h: h.cost)[:BEAM]
 
-    def _extended(self, mechanism: str, hypothesis: Hypothesis) -> list[Hypothesis]:
-        """The hypothesis with one more defect, or two of one mechanism, that reproduce this probe; else without it.
-
-        What builds on a mechanism that nothing explains cannot be reproduced either.
-        """
-        groups = [] if needed(mechanism) & {*hypothesis.unexplained} else self._groups(mechanism)
-        for group, rounded in groups:
+    def _extended(self, mechanism: str, hypothesis: Hypothesis, ground: list[str]) -> list[Hypothesis]:
+        """The hypothesis with one more defect, or two of one mechanism, that reproduce this probe under all these
+        schedules; else without what it does not reproduce."""
+        for group, rounded in self._groups(mechanism):
             names = [name for name in group if name not in hypothesis.defects]
             for size in (1, 2) if len(names) <= PAIRS_OF else (1,):
                 extended = [(new, hypothesis.with_defects(mechanism, *new)) for new in combinations(names, size)]
                 found = [
                     h
                     for new, h in extended
-                    if self.reproduces(mechanism, h.defects, rounded) and self._holds_earlier(mechanism, h, new)
+                    if self.reproduces(mechanism, h.defects, rounded, ground) and self._holds_earlier(mechanism, h, new)
                 ]
                 if found:
                     return found
-        return [hypothesis.giving_up(mechanism)]
+        lost = [s for s in ground if not self.reproduces(mechanism, hypothesis.defects, schedules=[s])]
+        return [hypothesis.giving_up(*((mechanism, s) for s in lost))]
 
     def _holds_earlier(self, mechanism: str, hypothesis: Hypothesis, new: tuple[str, ...]) -> bool:
         """Whether the new defects' own probes, where they were visited before, are reproduced too."""
         visited = [*self.families][: [*self.families].index(mechanism)]
-        own = {self.known[name].mechanism for name in new} & {*visited} - {*hypothesis.unexplained}
-        return all(self.reproduces(name, hypothesis.defects) for name in own)
+        own = {self.known[name].mechanism for name in new} & {*visited}
+        return all(self.reproduces(m, hypothesis.defects, schedules=self.held(m, hypothesis)) for m in own)
 
     def _groups(self, mechanism: str) -> list[tuple[list[str], bool]]:
         """Defects to try, and whether in the probe's own type too: the mechanism's own, then those of what its probe
@@ -207,11 +221,12 @@ class Diagnoser:
 
     def _reduced(self, hypothesis: Hypothesis) -> Hypothesis:
         """Without the defects that later ones made superfluous."""
-        explained = [m for m in self.families if self.schedules(m) and m not in hypothesis.unexplained]
+        explained = {m: held for m in self.families if (held := self.held(m, hypothesis))}
         for name, reason in zip(hypothesis.defects, hypothesis.reasons, strict=True):
             left = [pair for pair in zip(hypothesis.defects, hypothesis.reasons, strict=True) if pair[0] != name]
             fewer = tuple(defect for defect, _ in left)
-            if all(self.reproduces(m, fewer) for m in sorted(explained, key=lambda m: m != reason)):
+            first = sorted(explained, key=lambda m, reason=reason: m != reason)
+            if all(self.reproduces(m, fewer, schedules=explained[m]) for m in first):
                 hypothesis = Hypothesis(fewer, tuple(reason for _, reason in left), hypothesis.unexplained)
         return hypothesis
 
@@ -219,7 +234,7 @@ class Diagnoser:
         """One entry a defect, one for what nothing explains; cells get to know what explains them."""
         red = [cell for cell in self.matrix.cells if cell.verdict is Verdict.DIVERGES]
         for cell in red:
-            if cell.mechanism in hypothesis.unexplained or not hypothesis.defects:
+            if (cell.mechanism, cell.schedule) in hypothesis.unexplained or not hypothesis.defects:
                 continue
             if (cell.mechanism, cell.schedule) in self.matrix.logits:
                 near = {cell.mechanism} | needed(cell.mechanism)

@@ -37,9 +37,14 @@ class Family:
     baseline: Tensor
     nulls: list[Tensor]
     clear: Tensor
+    spelling: str = "F1"
 
     def write(self, folder: Path) -> Path:
-        """The probe's checkpoint as a folder on disk, as published ones are laid out."""
+        """The probe's checkpoint as a folder on disk, as published ones are laid out, or in another family's names."""
+        if self.spelling != "F1":
+            from .loading import write_as
+
+            return write_as(self.spelling, self.probe.config, self.tensors, folder)
         folder.mkdir(parents=True)
         (folder / "config.json").write_text(json.dumps(self.probe.config, indent=1), encoding="utf-8")
         save_file(self.tensors, folder / "model.safetensors", metadata={"format": "pt"})

@@ -15,6 +15,7 @@ from torch import Tensor
 from ..candidates.adapters.problems import AteMemory, CandidateProblem, Died, Hung, MissingImports, NotOffered, Raised
 from ..results import Verdict
 from .families import Family
+from .loading import lost_packing
 from .results import Cell
 
 # A candidate that dies or hangs this often is not asked again: each time costs a whole time limit.
@@ -56,7 +57,12 @@ def judge_probe(engine: Engine, family: Family, folder: Path, matrix: Matrix) ->
         matrix.cells += [_failed(probe.mechanism, s, "", NotOffered(NOT_ASKED)) for s in probe.schedules]
         return
     try:
-        engine.load(family.write(folder))
+        family.write(folder)
+        if lost_packing(family, folder):
+            said = NotOffered(f"packed weights as published have no form in the names of family {family.spelling}")
+            matrix.cells += [_failed(probe.mechanism, s, "", said) for s in probe.schedules]
+            return
+        engine.load(folder)
     except CandidateProblem as problem:
         matrix.troubles += isinstance(problem, (Died, Hung, AteMemory))
         for schedule in probe.schedules:

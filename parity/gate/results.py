@@ -86,6 +86,16 @@ class Gap:
 
 
 @dataclass
+class Loading:
+    """What the candidate did with a probe's checkpoint in one family's names: loads, does not load, not tried."""
+
+    family: str
+    title: str
+    state: str
+    sentence: str = ""
+
+
+@dataclass
 class LayerError:
     """One tensor of the reference found by its values among what the candidate's modules returned, or not found."""
 
@@ -124,6 +134,7 @@ class GateReport:
     diagnosis: list[Diagnosis] = field(default_factory=list)
     gaps: list[Gap] = field(default_factory=list)
     notes: list[str] = field(default_factory=list)
+    loading: list[Loading] = field(default_factory=list)
     layers: list[LayerError] = field(default_factory=list)
     reproduce: str = ""
     clock: dict = field(default_factory=dict)

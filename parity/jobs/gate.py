@@ -13,31 +13,21 @@ from ..candidates.adapters import resolve
 from ..candidates.process import CandidateProblem, MissingImports, Process, can_compile
 from ..environment import check_environment
 from ..errors import BadInput
-from ..gate import bundle, confirm
-from ..gate.diagnosis import Diagnoser, Hypothesis
+from ..gate import bundle, confirm, loading
+from ..gate.diagnosis import Diagnoser
 from ..gate.families import Family, family
 from ..gate.lives import CACHES, CHECKPOINT, LIVES, OFFERED, judge_lives, mechanism
 from ..gate.matrix import NOT_ASKED, PATIENCE, Engine, Matrix, ask, close_gaps, judge_probe
 from ..gate.matrix import judge as judge_logits
-from ..gate.probes import SCHEDULES, Probe, of_profile, registry
-from ..gate.results import Candidate, Cell, Deviation, Gap, GateReport, Mechanism
-from ..results import Verdict, overall
+from ..gate.probes import SCHEDULES, Probe, of_profile
+from ..gate.results import Candidate, Cell, Gap, GateReport, Mechanism
+from ..results import Verdict
+from .gate_verdict import conclude, follow_on, gaps_of
 
 Progress = Callable[[str], None]
 
 TIMEOUT = 60.0  # seconds of processor time a call
 MEMORY = 8.0  # GiB
-FIRST_REVISION = "D076-missing"
-# What kinds of candidates are known not to offer. (transformers loads packed weights where accelerate is installed.)
-NOT_OFFERED_BY = {"dsv4_mlx": (), "hf": ("mtp", CACHES, "weights.fp8", "weights.fp4")}
-WORDS = {
-    "oneshot": "one call without a cache",
-    "cached": "one call with a cache",
-    "decode": "decode after a prompt",
-    "chunks": "chunks",
-    "batch": "a batch of two",
-    LIVES: "a random life of its caches",
-}
 
 
 def judge(
@@ -50,12 +40,16 @@ def judge(
     progress: Progress = lambda text: None,
     environment: dict | None = None,
     bundle_folder: Path | None = None,
+    names: str = "any",
 ) -> GateReport:
-    """Judge a candidate, in a process of its own. Raises BadInput where the target is none."""
+    """Judge a candidate, in a process of its own. Raises BadInput where the target is none.
+
+    ``names``: "raw" where it must load the published ones, "any" where those of a conversion will do.
+    """
     resolved = resolve(target)
     report = GateReport(Candidate(target, resolved.kind), profile, seed, Verdict.INCONCLUSIVE, "")
     report.environment = check_environment() if environment is None else environment
-    report.reproduce = command(target, profile, seed, timeout, memory, require)
+    report.reproduce = command(target, profile, seed, timeout, memory, require, names)
     with tempfile.TemporaryDirectory(prefix="parity-", ignore_cleanup_errors=True) as scratch:
         started = time.monotonic()
         progress(f"starting {target}")
@@ -63,7 +57,7 @@ def judge(
             with Process(resolved, Path(scratch), timeout, memory) as process:
                 _describe(report.candidate, process.facts)
                 report.clock["start_s"] = round(time.monotonic() - started, 2)
-                families = _judge(process, of_profile(profile), report, Path(scratch), set(require), progress)
+                families = _judge(process, of_profile(profile), report, Path(scratch), set(require), progress, names)
                 if bundle_folder is not None:
                     _write_bundle(process, families, report, bundle_folder, progress)
         except MissingImports as problem:
@@ -79,7 +73,15 @@ def judge(
     return report
 
 
-def command(target: str, profile: str, seed: int, timeout: float, memory: float, require: Iterable[str]) -> str:
+def command(
+    target: str,
+    profile: str,
+    seed: int,
+    timeout: float,
+    memory: float,
+    require: Iterable[str],
+    names: str = "any",
+) -> str:
     """The command line that judges so again, as a shell needs it: people paste it, and names may be anything."""
     words = ["parity", "gate", *(["--"] if target.startswith("-") else []), target]
     options = ["--profile", profile, "--seed", str(seed)]
@@ -89,6 +91,8 @@ def command(target: str, profile: str, seed: int, timeout: float, memory: float,
         options += ["--memory", f"{memory:g}"]
     for what in require:
         options += ["--require", what]
+    if names != "any":
+        options += ["--family", names]
     return shlex.join([*words[:2], *options, *words[2:]] if words[2] == "--" else [*words, *options])
 
 
@@ -100,19 +104,28 @@ def requirable() -> list[str]:
 
 
 def _judge(
-    engine: Process, probes: list[Probe], report: GateReport, scratch: Path, require: set[str], progress: Progress
+    engine: Process,
+    probes: list[Probe],
+    report: GateReport,
+    scratch: Path,
+    require: set[str],
+    progress: Progress,
+    names: str,
 ) -> dict[str, Family]:
     report.mechanisms = [Mechanism(p.mechanism, p.title, p.spec, list(p.needs)) for p in probes]
     report.schedules = list(SCHEDULES)
     matrix = Matrix()
     report.cells = matrix.cells  # so that an interrupted run tells what it found
-    families = _fill(matrix, engine, probes, report.seed, scratch, progress, report.clock)
+    spelling = _spelling(engine, probes, report, scratch, names)
+    if spelling is None:
+        return {}
+    families = _fill(matrix, engine, probes, report.seed, scratch, progress, report.clock, spelling)
     report.cells = [*matrix.cells]
     missing = close_gaps(matrix, SCHEDULES)
     lacking = []
     if CHECKPOINT in families:
         lacking = _live(engine, families[CHECKPOINT], matrix, report, scratch, progress)
-    report.gaps = _gaps(report.cells, missing, lacking, require)
+    report.gaps = gaps_of(report.cells, missing, lacking, require)
     judged = {*SCHEDULES, *(row.name for row in report.mechanisms), *(f"{CACHES}.{name}" for name in OFFERED)}
     for name in sorted(require - judged):
         report.gaps.append(Gap(name, f"{name} is no part of the profile {report.profile}", required=True))
@@ -124,7 +137,7 @@ def _judge(
         hypothesis = diagnoser.diagnose()
         report.diagnosis = diagnoser.report(hypothesis)
         report.clock["diagnosis_s"] = round(time.monotonic() - began, 2)
-        _follow_on(report, hypothesis)
+        follow_on(report, hypothesis)
         _look_inside(engine, families, red[0], scratch, report)
     if CHECKPOINT in families and can_compile() and report.candidate.kind != "hf":
         progress("the whole model again, compiled")
@@ -133,6 +146,26 @@ def _judge(
         report.clock["compiled_s"] = round(time.monotonic() - began, 2)
     conclude(report)
     return families
+
+
+def _spelling(engine: Process, probes: list[Probe], report: GateReport, scratch: Path, names: str) -> str | None:
+    """The family in whose names the probes are written; a note where these are not the published ones. None where
+    those were asked for and do not load, which is the verdict then."""
+    families = loading.TRIED[:1] if names == "raw" else loading.TRIED
+    first = reference(probes[0], report.seed)
+    found, report.loading = loading.find(engine, first, scratch / "checkpoint" / "names", families)
+    said = report.loading[0].sentence.rstrip(".") if report.loading else ""
+    if found is None and names == "raw":
+        report.verdict = Verdict.DIVERGES
+        report.sentence = f"{report.candidate.name} does not load published names: {said}."
+        return None
+    if found is None:
+        report.notes.append("Loads the names of no family; the probes say why, in the published names.")
+        return loading.PUBLISHED
+    if found != loading.PUBLISHED:
+        title = next(one.title for one in report.loading if one.family == found)
+        report.notes.append(f"Does not load published names: {said}. Judged on family {found}, {title}.")
+    return found
 
 
 def _live(
@@ -180,13 +213,14 @@ def _fill(
     scratch: Path,
     progress: Progress,
     clock: dict,
+    spelling: str,
 ) -> dict[str, Family]:
     families = {}
     clock |= {"reference_s": 0.0, "candidate_s": 0.0}
     for index, probe in enumerate(probes, start=1):
         progress(f"{index} of {len(probes)}: {probe.mechanism}")
         began = time.monotonic()
-        families[probe.mechanism] = reference(probe, seed)
+        families[probe.mechanism] = replace(reference(probe, seed), spelling=spelling)
         prepared = time.monotonic()
         judge_probe(engine, families[probe.mechanism], scratch / "checkpoint" / probe.mechanism, matrix)
         clock["reference_s"] = round(clock["reference_s"] + prepared - began, 2)
@@ -226,32 +260,6 @@ def _describe(candidate: Candidate, facts: dict) -> None:
     candidate.libraries = facts.get("versions", {})
 
 
-def _gaps(cells: list[Cell], missing: list[str], lacking: list[Gap], require: set[str]) -> list[Gap]:
-    """What was not offered, each once: whole schedules, then mechanisms."""
-    gaps = []
-    for schedule in missing:
-        said = next(cell.sentence for cell in cells if cell.schedule == schedule)
-        gaps.append(Gap(schedule, f"{WORDS[schedule]} is not offered. Every attempt ended so: {said}"))
-    seen = set(missing)
-    for cell in cells:
-        if cell.verdict is Verdict.COVERAGE_GAP and cell.schedule not in missing and cell.mechanism not in seen:
-            seen.add(cell.mechanism)
-            gaps.append(Gap(cell.mechanism, f"{cell.mechanism} was not judged: {cell.sentence}"))
-    gaps += lacking
-    for gap in gaps:
-        gap.required = gap.what in require
-    return gaps
-
-
-def _follow_on(report: GateReport, hypothesis: Hypothesis) -> None:
-    """Unexplained red cells behind a red mechanism that they need may only follow from it."""
-    red = {cell.mechanism for cell in report.cells if cell.verdict is Verdict.DIVERGES}
-    needs = {mechanism.name: mechanism.needs for mechanism in report.mechanisms}
-    for cell in report.cells:
-        if cell.verdict is Verdict.DIVERGES and not cell.explained_by:
-            cell.because = [name for name in needs[cell.mechanism] if name in red]
-
-
 def _look_inside(engine: Engine, families: dict[str, Family], cell: Cell, scratch: Path, report: GateReport) -> None:
     """Ask the first red cell again, because a candidate that answers otherwise cannot be judged by any of its numbers;
     then find the first tensor that no module of it gives."""
@@ -269,52 +277,4 @@ def _look_inside(engine: Engine, families: dict[str, Family], cell: Cell, scratc
         report.notes.append(
             f"Inside the port, on the probe of {cell.mechanism}, every tensor before '{off.tap}' was found; "
             + (f"the nearest to that one, from {off.module}, is off." if off.module else "that one no module gives.")
-        )
-
-
-def _lacking(report: GateReport) -> list[Cell]:
-    """Cells that a candidate of this kind is known to offer and that were not judged."""
-    if report.candidate.kind not in NOT_OFFERED_BY:
-        return []
-    known = {mechanism for mechanism, probe in registry().items() if probe.optional}
-    known |= {*NOT_OFFERED_BY[report.candidate.kind]}
-    return [cell for cell in report.cells if cell.verdict is Verdict.COVERAGE_GAP and cell.mechanism not in known]
-
-
-def conclude(report: GateReport) -> None:
-    """The verdict and its sentence."""
-    judged = [cell for cell in report.cells if cell.verdict is not Verdict.COVERAGE_GAP]
-    report.verdict = overall([cell.verdict for cell in judged])
-    lacking = _lacking(report)
-    name, required = report.candidate.name, [gap for gap in report.gaps if gap.required]
-    bad = next((cell for cell in judged if cell.verdict in (Verdict.DIVERGES, Verdict.CRASHED)), None)
-    if bad is not None:
-        report.first_deviation = Deviation(bad.mechanism, bad.schedule, bad.sentence)
-        title = next(m.title for m in report.mechanisms if m.name == bad.mechanism)
-        said = bad.sentence.rstrip(".")
-        verb = "deviates" if bad.verdict is Verdict.DIVERGES else "fails"
-        report.sentence = f"{name} {verb} first in {bad.mechanism} ({title}), under {WORDS[bad.schedule]}: {said}."
-    elif report.verdict is Verdict.PARITY and required:
-        report.verdict = Verdict.COVERAGE_GAP
-        said = required[0].sentence.rstrip(".")
-        report.sentence = f"{name} agrees wherever it was judged, but {required[0].what} was required: {said}."
-    elif report.verdict is Verdict.PARITY and lacking:
-        report.verdict = Verdict.COVERAGE_GAP
-        report.sentence = (
-            f"Only {len(report.cells) - len(lacking)} of {len(report.cells)} cells that {name} is known to offer were "
-            f"judged ({lacking[0].mechanism} under {WORDS[lacking[0].schedule]}: {lacking[0].sentence.rstrip('.')})."
-        )
-    elif report.verdict is Verdict.PARITY:
-        rows = len({cell.mechanism for cell in judged})
-        report.sentence = (
-            f"{name} computes what the reference computes: {rows} mechanisms, {len(judged)} cells, every one agrees."
-        )
-        if report.gaps:
-            report.sentence += f" Not judged: {', '.join(gap.what for gap in report.gaps)}."
-    else:
-        report.sentence = f"Nothing of {name} could be compared."
-    if any(FIRST_REVISION in entry.defects for entry in report.diagnosis):
-        report.notes.append(
-            "The shared expert is not clamped: that is what the first published revision (2026-04-24) computes; "
-            "revisions since 2026-04-27 clamp it."
         )
