@@ -11,7 +11,7 @@ import re
 import stat
 from pathlib import Path
 
-from .errors import CheckpointError
+from .errors import CheckpointError, shown
 from .stored import Stored
 
 SINGLE = "model.safetensors"
@@ -41,16 +41,16 @@ def read_names(folder: str | Path) -> dict[str, Stored]:
         for name, stored in read_header(path).items():
             if name in found:
                 raise CheckpointError(
-                    f"tensor {_show(name)} is in both {found[name].path} and {path}; keep it in one of them."
+                    f"tensor {shown(name)} is in both {found[name].path} and {path}; keep it in one of them."
                 )
             if listed is not None and name not in listed:
-                raise CheckpointError(f"{path} holds tensor {_show(name)}, which {INDEX} does not list; {AGAIN}.")
+                raise CheckpointError(f"{path} holds tensor {shown(name)}, which {INDEX} does not list; {AGAIN}.")
             found[name] = stored
     for name, path in (listed or {}).items():
         if name not in found or found[name].path != path:
             where = f"is in {found[name].path}" if name in found else "is not there"
             raise CheckpointError(
-                f"{folder / INDEX} puts tensor {_show(name)} in {path.name}, but it {where}; {AGAIN}."
+                f"{folder / INDEX} puts tensor {shown(name)} in {path.name}, but it {where}; {AGAIN}."
             )
     if not found:
         raise CheckpointError(f"the safetensors files in {folder} hold no tensor; {AGAIN}.")
@@ -113,6 +113,7 @@ def _read_index(folder: Path) -> dict[str, Path]:
     """Return the shard of every tensor that the index lists, each inside the folder."""
     index = folder / INDEX
     try:
+        _regular_size(index, "index")
         data = index.read_bytes()
     except OSError as error:
         raise CheckpointError(f"{index} cannot be read ({_line(error)}); check its permissions.") from error
@@ -123,7 +124,7 @@ def _read_index(folder: Path) -> dict[str, Path]:
     paths = {}
     for name, shard in weight_map.items():
         if not isinstance(shard, str):
-            raise CheckpointError(f"{index} names no file for tensor {_show(name)} but {_show(shard)}; {AGAIN}.")
+            raise CheckpointError(f"{index} names no file for tensor {shown(name)} but {shown(shard)}; {AGAIN}.")
         if shard not in paths:
             paths[shard] = _shard_path(folder, shard, name)
     return {name: paths[shard] for name, shard in weight_map.items()}
@@ -142,20 +143,20 @@ def _shard_path(folder: Path, shard: str, name: str) -> Path:
     index, path = folder / INDEX, folder / shard
     if path.suffix != ".safetensors":
         raise CheckpointError(
-            f"{index} puts tensor {_show(name)} in {_show(shard)}, which is no safetensors file; {AGAIN}."
+            f"{index} puts tensor {shown(name)} in {shown(shard)}, which is no safetensors file; {AGAIN}."
         )
     try:
         leaves = not inside(folder, path)
         exists = path.exists()
     except (OSError, ValueError, RuntimeError) as error:  # too long, a null byte, links in a circle
-        raise CheckpointError(f"{index} names {_show(shard)}, which is no usable path; {AGAIN}.") from error
+        raise CheckpointError(f"{index} names {shown(shard)}, which is no usable path; {AGAIN}.") from error
     if Path(shard).is_absolute() or ".." in Path(shard).parts or leaves:
         raise CheckpointError(
-            f"{index} puts tensor {_show(name)} in {_show(shard)}, which is outside the folder; "
+            f"{index} puts tensor {shown(name)} in {shown(shard)}, which is outside the folder; "
             "do not trust this checkpoint, or copy the file into the folder."
         )
     if not exists:
-        raise CheckpointError(f"{index} names the shard {_show(shard)}, which is not in the folder; fetch it.")
+        raise CheckpointError(f"{index} names the shard {shown(shard)}, which is not in the folder; fetch it.")
     return path
 
 
@@ -165,14 +166,12 @@ def _shard_path(folder: Path, shard: str, name: str) -> Path:
 def read_header(path: Path) -> dict[str, Stored]:
     """Return the tensors of one file, whose data must cover exactly what the header says."""
     try:
-        status = path.stat()
-        if not stat.S_ISREG(status.st_mode):
-            raise CheckpointError(f"{path} is not a regular file; put the safetensors file in its place.")
+        size = _regular_size(path, "safetensors file")
         with path.open("rb") as file:
             prefix = file.read(8)
             length = int.from_bytes(prefix, "little")
             # Checked before the read, so that a damaged length cannot take the memory.
-            header = file.read(length) if 8 + length <= status.st_size and length <= MAX_HEADER else b""
+            header = file.read(length) if 8 + length <= size and length <= MAX_HEADER else b""
     except OSError as error:
         raise CheckpointError(f"{path} cannot be read ({_line(error)}); check its permissions.") from error
     if not prefix:
@@ -184,38 +183,46 @@ def read_header(path: Path) -> dict[str, Stored]:
     if len(header) < length:
         raise CheckpointError(
             f"{path} is cut short: its header takes {length} bytes, "
-            f"and the file has {status.st_size - 8} after the length; {AGAIN}."
+            f"and the file has {size - 8} after the length; {AGAIN}."
         )
     entries = _parse(header, f"the header of {path}")
     metadata = entries.pop("__metadata__", {})
     if not isinstance(metadata, dict) or not all(isinstance(value, str) for value in metadata.values()):
         raise CheckpointError(f"{path} has a __metadata__ that does not map text to text; {AGAIN}.")
     spans = sorted((*_span(path, name, entry), name) for name, entry in entries.items())
-    _check_spans(path, spans, status.st_size - 8 - length)
+    _check_spans(path, spans, size - 8 - length)
     return {name: Stored(entry["dtype"], tuple(entry["shape"]), path) for name, entry in entries.items()}
+
+
+def _regular_size(path: Path, what: str) -> int:
+    """Return the size of a file, or raise for a folder and for a pipe, which would be waited for. Raises OSError."""
+    status = path.stat()
+    if not stat.S_ISREG(status.st_mode):
+        raise CheckpointError(f"{path} is not a regular file; put the {what} in its place.")
+    return status.st_size
 
 
 def _span(path: Path, name: str, entry: object) -> tuple[int, int]:
     """Return a tensor's first byte and the one after its last, having checked its type, shape and size."""
-    tensor = f"tensor {_show(name)} in {path}"
+    tensor = f"tensor {shown(name)} in {path}"
     if not isinstance(entry, dict) or not {"dtype", "shape", "data_offsets"} <= entry.keys():
         raise CheckpointError(f"{tensor} lacks dtype, shape or data_offsets; {AGAIN}.")
     dtype, shape, offsets = entry["dtype"], entry["shape"], entry["data_offsets"]
     if not isinstance(dtype, str) or dtype not in ELEMENT_BYTES:
         known = ", ".join(ELEMENT_BYTES)
-        raise CheckpointError(f"{tensor} has the unknown dtype {_show(dtype)}; convert it to one of {known}.")
+        raise CheckpointError(f"{tensor} has the unknown dtype {shown(dtype)}; convert it to one of {known}.")
     if not _are_counts(shape):
-        raise CheckpointError(f"{tensor} has the shape {_show(shape)}, which is no list of sizes; {AGAIN}.")
+        raise CheckpointError(f"{tensor} has the shape {shown(shape)}, which is no list of sizes; {AGAIN}.")
     if not _are_counts(offsets) or len(offsets) != 2 or offsets[0] > offsets[1]:
-        raise CheckpointError(f"{tensor} has the data_offsets {_show(offsets)}, which is no range; {AGAIN}.")
+        raise CheckpointError(f"{tensor} has the data_offsets {shown(offsets)}, which is no range; {AGAIN}.")
     size = ELEMENT_BYTES[dtype]
     for dimension in shape:
         size *= dimension
     begin, end = offsets
     if end - begin != size:
         raise CheckpointError(
-            f"{tensor} is {dtype} of shape {_show(shape)}, which takes {_show(size)} bytes, "
-            f"but its data_offsets give it {_show(end - begin)}; {AGAIN}."
+            f"{tensor} is {dtype} of shape {shown(shape)}, which takes {shown(size)} bytes, "
+            f"but its data_offsets give it {shown(end - begin)}; {AGAIN}."
         )
     return begin, end
 
@@ -225,15 +232,15 @@ def _check_spans(path: Path, spans: list[tuple[int, int, str]], available: int) 
     for _, end, name in spans:
         if end > available:
             raise CheckpointError(
-                f"{path} is cut short: tensor {_show(name)} ends at byte {_show(end)} of the data, "
+                f"{path} is cut short: tensor {shown(name)} ends at byte {shown(end)} of the data, "
                 f"and the file has {available}; {AGAIN}."
             )
     covered, previous = 0, None
     for begin, end, name in spans:
         if begin < covered:
-            raise CheckpointError(f"tensors {_show(previous)} and {_show(name)} overlap in {path}; {AGAIN}.")
+            raise CheckpointError(f"tensors {shown(previous)} and {shown(name)} overlap in {path}; {AGAIN}.")
         if begin > covered:
-            raise CheckpointError(f"{path} has {begin - covered} unused bytes before tensor {_show(name)}; {AGAIN}.")
+            raise CheckpointError(f"{path} has {begin - covered} unused bytes before tensor {shown(name)}; {AGAIN}.")
         covered, previous = end, name
     if covered < available:
         raise CheckpointError(f"{path} has {available - covered} unused bytes after its last tensor; {AGAIN}.")
@@ -250,7 +257,7 @@ def _parse(data: bytes, what: str) -> dict:
         content = {}
         for key, value in pairs:
             if key in content:
-                raise CheckpointError(f"{what} has the key {_show(key)} twice; {AGAIN}.")
+                raise CheckpointError(f"{what} has the key {shown(key)} twice; {AGAIN}.")
             content[key] = value
         return content
 
@@ -261,17 +268,8 @@ def _parse(data: bytes, what: str) -> dict:
     except (ValueError, RecursionError) as error:
         raise CheckpointError(f"{what} is not JSON ({_line(error)}); {AGAIN}.") from error
     if not isinstance(content, dict):
-        raise CheckpointError(f"{what} is not a JSON object but {_show(content)}; {AGAIN}.")
+        raise CheckpointError(f"{what} is not a JSON object but {shown(content)}; {AGAIN}.")
     return content
-
-
-def _show(value: object) -> str:
-    """Return `value` as it can be printed: escaped, and short where a damaged file has megabytes of it."""
-    try:
-        text = repr(value)
-    except ValueError:  # an integer with thousands of digits
-        return "a number too large to print"
-    return text if len(text) <= 200 else f"{text[:180]}...{text[-1]}"
 
 
 def _line(error: Exception) -> str:

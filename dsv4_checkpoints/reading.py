@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import NamedTuple
 
-from .errors import CheckpointError
+from .errors import CheckpointError, shown
 from .families import FAMILIES
 from .family import LEAVES, Family, Place, plain
 from .formats import FLOAT, FLOATS, Format, detect
@@ -87,7 +87,7 @@ def read(
     for name, slot in slots(config, depth):
         places = next((found for one in (family, *others) if (found := _held(one, name, config, names))), None)
         if places is None:
-            place = family.places(name, config.o_groups)[0]
+            place = next(one for one in family.places(name, config.o_groups) if one.tensor not in names)
             complain(
                 CheckpointError(
                     f"tensor '{family.written(place.tensor)}' is missing; the config asks for shape {slot.shape}."
@@ -126,7 +126,7 @@ def recognised(config, names: Mapping[str, str]) -> Family:
     if not scores[best.id][0]:
         example = min(names.values(), default="nothing")
         raise CheckpointError(
-            f"the names of the tensors ({example}, ...) are of no known family; is this a DeepSeek-V4?"
+            f"the names of the tensors ({shown(example)}, ...) are of no known family; is this a DeepSeek-V4?"
         )
     return best
 
@@ -206,7 +206,7 @@ def _account_for(
         if one not in spelled:
             complain(
                 CheckpointError(
-                    f"tensor '{name}' belongs to no part of this model; does the config fit the checkpoint?"
+                    f"tensor {shown(name)} belongs to no part of this model; does the config fit the checkpoint?"
                 )
             )
             continue

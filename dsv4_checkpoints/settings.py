@@ -3,7 +3,7 @@
 import reprlib
 from typing import NamedTuple
 
-from .errors import CheckpointError
+from .errors import CheckpointError, shown
 from .family import plain
 from .formats import AFFINE_BITS, AFFINE_GROUPS, SCALED, Format
 
@@ -44,13 +44,13 @@ def stated(path: str, told: dict) -> Format:
     mode = told.get("mode", "affine")
     if not isinstance(mode, str) or mode not in DEFAULTS:
         raise CheckpointError(
-            f"the config quantises {path} in mode {reprlib.repr(mode)}; MLX has {', '.join(sorted(DEFAULTS))}."
+            f"the config quantises {shown(path)} in mode {reprlib.repr(mode)}; MLX has {', '.join(sorted(DEFAULTS))}."
         )
     bits, group = (told.get(key, usual) for key, usual in zip(("bits", "group_size"), DEFAULTS[mode], strict=True))
     known = [(bits, group) for bits in AFFINE_BITS for group in AFFINE_GROUPS] if mode == "affine" else [DEFAULTS[mode]]
     if (bits, group) not in known or isinstance(bits, bool):
         raise CheckpointError(
-            f"the config quantises {path} with {reprlib.repr(bits)} bits in groups of {reprlib.repr(group)}, which "
-            f"{mode} does not have."
+            f"the config quantises {shown(path)} with {reprlib.repr(bits)} bits in groups of {reprlib.repr(group)}, "
+            f"which {mode} does not have."
         )
     return Format(mode, bits, group)

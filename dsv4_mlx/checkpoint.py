@@ -20,14 +20,17 @@ DTYPES = {
 
 
 def sanitize(
-    weights: dict[str, mx.array], args: ModelArgs
+    weights: Mapping[str, mx.array], args: ModelArgs
 ) -> tuple[dict[str, mx.array], dict[str, Format], dict[str, str], Reading]:
     """A checkpoint's tensors -> the model's parameters.
 
     Also returns, by module path, in which of MLX's formats a matrix is packed and how the checkpoint stored it
     ("float", "fp8", "fp4"), and how it was read. What has been converted stays. Raises UsageError.
     """
-    reading = reading_of({name: Stored(DTYPES[value.dtype], value.shape) for name, value in weights.items()}, args)
+    held = getattr(weights, "stored", None)  # a folder's headers tell fp8 from bytes, which MLX's types do not
+    if held is None:
+        held = {name: Stored(DTYPES[value.dtype], value.shape) for name, value in weights.items()}
+    reading = reading_of(held, args)
     refuse_twins(reading, weights)
     parameters, packed, stored = {}, {}, {}
     for target in targets(reading, OWN, args.o_groups):
@@ -39,7 +42,7 @@ def sanitize(
             packed[target.name] = matrix.format
         for leaf, value in matrix.parts.items():
             name = f"{target.name}.{leaf}" if target.leaf else target.name
-            parameters[name] = _as_parameter(name, value)
+            parameters[name] = _as_parameter(name, value, args.n_routed_experts)
     return parameters, packed, stored, reading
 
 
@@ -73,8 +76,10 @@ def _published(reading: Reading, target: Target) -> str:
     return kinds.pop()
 
 
-def _as_parameter(name: str, value: mx.array) -> mx.array:
+def _as_parameter(name: str, value: mx.array, experts: int) -> mx.array:
     if name.endswith(".tid2eid"):
+        if value.min().item() < 0 or value.max().item() >= experts:  # before 64 bits become 32
+            raise UsageError(f"Tensor {name} names an expert outside 0 .. {experts - 1}.")
         return value.astype(mx.int32)
     if mx.issubdtype(value.dtype, mx.floating) and name.endswith((".weight", ".fn")):
         return _inputs_first(name, value)

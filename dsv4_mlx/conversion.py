@@ -21,9 +21,9 @@ from dsv4_checkpoints.settings import stated
 from . import quantization
 from .checkpoint import reading_of, refuse_twins
 from .config import ModelArgs
-from .errors import UsageError, as_usage_error
+from .errors import UsageError, as_usage_error, reason
 from .respelling import Matrix, Target, assembled, targets
-from .safetensors_folder import Tensors, read_config
+from .safetensors_folder import Tensors, args_of, read_config
 
 KEEP = "keep"
 LARGE = 2**26  # bytes of a module
@@ -54,7 +54,7 @@ def convert(
     if os.path.lexists(target):
         raise UsageError(f"{target} exists already; give the name of a new folder.")
     config = read_config(folder)
-    args = ModelArgs.from_dict(config)
+    args = args_of(folder, config)
     tensors = Tensors(folder)
     reading = reading_of(tensors.stored, args)
     plain_type = getattr(mx, dtype or args.torch_dtype)
@@ -62,7 +62,7 @@ def convert(
         target.parent.mkdir(parents=True, exist_ok=True)
         new = Path(tempfile.mkdtemp(prefix=f".{target.name}.", dir=target.parent))
     except OSError as error:
-        raise UsageError(f"{target} cannot be written ({error.strerror}).") from error
+        raise UsageError(f"{target} cannot be written ({reason(error)}).") from error
     try:
         new.chmod(0o755)
         writer = Writer(new, reading, FAMILIES[family], args.o_groups, plain_type, wanted or (lambda *names: KEEP))
@@ -73,12 +73,11 @@ def convert(
         read_names(new)  # a full disk leaves files that are too short
         new.rename(target)
     except OSError as error:
-        raise UsageError(f"{target} cannot be written ({error.strerror}).") from error
+        raise UsageError(f"{target} cannot be written ({reason(error)}).") from error
     except CheckpointError as error:
         raise UsageError(f"{target} cannot be written whole ({error}).") from error
-    except RuntimeError as error:  # MLX's, of files that it reads or writes
-        reason = " ".join(str(error).split())[:200].rstrip(".")
-        raise UsageError(f"{folder} cannot be converted ({reason}).") from error
+    except RuntimeError as error:  # MLX's, of files that it reads
+        raise UsageError(f"{folder} cannot be converted ({reason(error)}).") from error
     finally:
         shutil.rmtree(new, ignore_errors=True)
     return target
@@ -106,14 +105,17 @@ class Writer:
         self.formats: dict[str, Format] = {}
 
     def write(self, tensors: "Tensors", progress: Callable[[str], None]):
-        """All shards and their index."""
+        """All shards and their index. Raises OSError."""
         shards = _shards(list(targets(self.reading, self.family, self.groups)), self.shards)
         weight_map, total, started = {}, 0, time.monotonic()
         for number, (part, modules) in enumerate(shards, 1):
             progress(f"{part} ({number} of {len(shards)}{_left(started, number - 1, len(shards))})")
             name = f"model-{number:05}-of-{len(shards):05}.safetensors" if len(shards) > 1 else "model.safetensors"
             arrays = dict(self._arrays(modules, tensors))
-            mx.save_safetensors(str(self.folder / name), arrays, metadata={"format": "mlx"})
+            try:
+                mx.save_safetensors(str(self.folder / name), arrays, metadata={"format": "mlx"})
+            except RuntimeError as error:  # what it saves has been read and computed already
+                raise OSError(reason(error)) from error
             weight_map |= dict.fromkeys(arrays, name)
             total += sum(value.nbytes for value in arrays.values())
             arrays.clear()  # before the next layer

@@ -9,3 +9,9 @@ def as_usage_error(error: ValueError) -> UsageError:
     """The same sentence, as this package's begin."""
     text = str(error)
     return UsageError(text[:1].upper() + text[1:])
+
+
+def reason(error: Exception) -> str:
+    """An error's own words, on one line and without their full stop, to stand in brackets."""
+    words = getattr(error, "strerror", None) or str(error)
+    return " ".join(words.split())[:200].rstrip(".")

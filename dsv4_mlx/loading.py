@@ -1,5 +1,6 @@
 """The model of a checkpoint folder, with its weights."""
 
+from collections.abc import Mapping
 from pathlib import Path
 
 import mlx.core as mx
@@ -7,10 +8,10 @@ from mlx.utils import tree_flatten, tree_map_with_path
 
 from .checkpoint import may_cast
 from .config import ModelArgs
-from .errors import UsageError
+from .errors import UsageError, reason
 from .model import Model
 from .quantization import pack
-from .safetensors_folder import Tensors, read_config
+from .safetensors_folder import Tensors, args_of, read_config
 
 LARGEST_SCALE = 246  # 2^119: what it scales, 448 at most, is still a number
 
@@ -20,27 +21,27 @@ def load(folder: str | Path, dtype: mx.Dtype | None = None, **options) -> Model:
 
     ``dtype`` is float32 (all parameters), bfloat16 or float16 (all but those that ``may_cast`` keeps), or
     None for the config's torch_dtype. ``options`` replace keys of the config: ``shared_expert_clamp=False``.
-    Raises UsageError for what the folder holds, ValueError for what fits no model of this config.
+    Raises UsageError for what the folder holds, ValueError for an option that there is not.
     """
     folder = Path(folder)
     config = read_config(folder)
     unknown = sorted(set(options) - set(ModelArgs.__dataclass_fields__))
     if unknown:
         raise ValueError(f"There is no option {', '.join(unknown)}.")
-    args = ModelArgs.from_dict(config | options)
+    args = args_of(folder, config | options)
     model = Model(args)
-    fill(model, dict(Tensors(folder)))
-    cast(model, dtype if dtype is not None else getattr(mx, args.torch_dtype))
-    try:
+    tensors = Tensors(folder)
+    try:  # MLX reads late, as soon as a value is looked at
+        fill(model, tensors)
+        cast(model, dtype if dtype is not None else getattr(mx, args.torch_dtype))
         mx.eval(model.parameters())
     except RuntimeError as error:
-        reason = " ".join(str(error).split())[:200].rstrip(".")
-        raise UsageError(f"The tensors in {folder} cannot be read ({reason}).") from error
+        raise UsageError(f"The tensors in {folder} cannot be read ({reason(error)}).") from error
     _refuse_damage(model)
     return model
 
 
-def fill(model: Model, tensors: dict[str, mx.array]):
+def fill(model: Model, tensors: Mapping[str, mx.array]):
     """Give a model the tensors of a checkpoint of any family. Raises UsageError."""
     weights = model.sanitize(tensors)
     pack(model, model.packed)

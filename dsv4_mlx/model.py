@@ -1,6 +1,6 @@
 """DeepSeek-V4 under mlx-lm's model contract (spec 3)."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from types import MappingProxyType
 
 import mlx.core as mx
@@ -116,7 +116,7 @@ class Model(nn.Module):
         """One empty cache an MTP block."""
         return _caches(self.mtp)
 
-    def sanitize(self, weights: dict[str, mx.array]) -> dict[str, mx.array]:
+    def sanitize(self, weights: Mapping[str, mx.array]) -> dict[str, mx.array]:
         """Tensors of a checkpoint of any family -> parameters of this model; see ``checkpoint.sanitize``.
 
         Also makes the layers whose weights are packed ready for them, unless the config has settings: then mlx-lm does.

@@ -11,7 +11,8 @@ import mlx.core as mx
 from dsv4_checkpoints import CheckpointError
 from dsv4_checkpoints.folder import read_names
 
-from .errors import UsageError, as_usage_error
+from .config import ModelArgs
+from .errors import UsageError, as_usage_error, reason
 
 LARGEST_JSON = 100_000_000  # bytes; the index of the published Flash, 69,187 tensors, has 6 MB
 
@@ -22,6 +23,14 @@ def read_config(folder: Path) -> dict[str, Any]:
     if not isinstance(config, dict):
         raise UsageError(f"{folder / 'config.json'} holds a {type(config).__name__}; a config is a JSON object.")
     return config
+
+
+def args_of(folder: Path, config: dict[str, Any]) -> ModelArgs:
+    """The args that a folder's config describes. Raises UsageError."""
+    try:
+        return ModelArgs.from_dict(config)
+    except ValueError as error:
+        raise UsageError(f"{folder / 'config.json'} is the config of no DeepSeek-V4: {error}") from error
 
 
 class Tensors(Mapping):
@@ -58,8 +67,7 @@ def _load(path: Path) -> dict[str, mx.array]:
     try:
         return mx.load(str(path))
     except (RuntimeError, ValueError, OSError) as error:
-        reason = " ".join(str(error).split())[:200].rstrip(".")
-        raise UsageError(f"{path} cannot be read as safetensors ({reason}).") from error
+        raise UsageError(f"{path} cannot be read as safetensors ({reason(error)}).") from error
 
 
 def _read_json(path: Path):
@@ -70,7 +78,7 @@ def _read_json(path: Path):
             raise UsageError(f"{path} is larger than any file of its name can be.")
         return json.loads(path.read_text(encoding="utf-8"))
     except OSError as error:
-        raise UsageError(f"{path} cannot be read ({error.strerror}).") from error
+        raise UsageError(f"{path} cannot be read ({reason(error)}).") from error
     except (ValueError, RecursionError) as error:
         if isinstance(error, UsageError):
             raise

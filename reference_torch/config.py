@@ -14,6 +14,8 @@ import stat
 from dataclasses import dataclass, fields
 from pathlib import Path
 
+from dsv4_checkpoints.errors import shown
+
 SCORING_FUNCTIONS = ("sqrtsoftplus", "sigmoid", "softmax")
 QUANTIZATION_SIMULATIONS = ("none", "published")
 
@@ -155,7 +157,7 @@ class Config:
                 hint = (
                     f"did you mean '{close[0]}'?" if close else "remove it, or use a config of model_type deepseek_v4."
                 )
-                raise ConfigError(f"config key '{key}' is unknown; {hint}")
+                raise ConfigError(f"config key {shown(key)} is unknown; {hint}")
         for key, value in FIXED.items():
             if raw.get(key, value) != value:
                 raise ConfigError(
@@ -309,7 +311,8 @@ def _yarn(value) -> YaRN | None:
     for key in value:
         if key not in (*ROPE_SCALING_KEYS, "type", "rope_type"):
             raise ConfigError(
-                f"config key 'rope_scaling' holds '{key}'; DeepSeek-V4 defines only {', '.join(ROPE_SCALING_KEYS)}."
+                f"config key 'rope_scaling' holds {shown(key)}; DeepSeek-V4 defines only "
+                f"{', '.join(ROPE_SCALING_KEYS)}."
             )
     for key in ROPE_SCALING_KEYS:
         if key not in value:

@@ -397,4 +397,4 @@ def test_a_default_that_is_not_so_decides_nothing(tmp_path):
 def test_names_of_no_family():
     config = SimpleNamespace(**config_of_size(PUBLISHED["flash"], "tiny", True))
     said = sentence(CheckpointError, read, config, {"encoder.block.0.weight": Stored("F32", (3, 3))})
-    assert said.startswith("the names of the tensors (encoder.block.0.weight, ...) are of no known family")
+    assert said.startswith("the names of the tensors ('encoder.block.0.weight', ...) are of no known family")
