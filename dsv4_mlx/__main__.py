@@ -16,11 +16,10 @@ from mlx_lm import cli
 from mlx_lm.convert import MODEL_CONVERSION_DTYPES, QUANT_RECIPES
 
 from . import conversion
-from .config import ModelArgs
-from .errors import UsageError
+from .errors import UsageError, reason
 from .generate import MOST_DRAFTS, generate
 from .registration import register
-from .safetensors_folder import read_config
+from .safetensors_folder import args_of, read_config
 
 
 def mtp_generate(arguments: list[str]):
@@ -75,7 +74,7 @@ def convert(arguments: list[str]):
     try:
         wanted = _wanted(given)
         conversion.convert(given.hf_path, given.mlx_path, given.family, wanted, given.dtype, _say)
-    except ValueError as error:  # of a config, too
+    except UsageError as error:
         parser.error(str(error))
     print(f"{given.mlx_path} is written ({time.monotonic() - started:.0f} s).")
 
@@ -88,7 +87,7 @@ def _wanted(given: argparse.Namespace):
     if given.quant_predicate and not (given.quantize and given.q_mode == "affine"):
         raise UsageError("--quant-predicate needs -q and the mode affine.")
     if given.quant_predicate:
-        args = ModelArgs.from_dict(read_config(Path(given.hf_path)))
+        args = args_of(Path(given.hf_path), read_config(Path(given.hf_path)))
         return conversion.mixed(given.quant_predicate, args, given.q_group_size)
     if given.quantize:
         told = {"mode": given.q_mode, "bits": given.q_bits, "group_size": given.q_group_size}
@@ -102,7 +101,7 @@ def _wanted(given: argparse.Namespace):
         except (OSError, ValueError) as error:
             if isinstance(error, UsageError):
                 raise
-            raise UsageError(f"{given.recipe} is no recipe ({' '.join(str(error).split())[:200]}).") from error
+            raise UsageError(f"{given.recipe} is no recipe ({reason(error)}).") from error
     return None
 
 
@@ -116,9 +115,8 @@ def mlx_lm_command():
         frames = traceback.extract_tb(error.__traceback__)
         if not any(Path(frame.filename).name == "tokenizer_utils.py" for frame in frames):
             raise
-        reason = " ".join(str(error).split())[:200].rstrip(".")
-        known = importlib.metadata.version("transformers")
-        _end(f"transformers {known} cannot load the tokenizer ({type(error).__name__}: {reason}); is its class newer?")
+        known, said = importlib.metadata.version("transformers"), f"{type(error).__name__}: {reason(error)}"
+        _end(f"transformers {known} cannot load the tokenizer ({said}); is its class newer?")
 
 
 def _end(sentence: str):

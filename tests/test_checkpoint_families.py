@@ -58,9 +58,9 @@ def agrees(result) -> bool:
 # --- every family, every layout ------------------------------------------------------------------------------
 
 LAYOUTS = [
-    pytest.param("tiny", 1, True, id="tiny"),
-    pytest.param("tiny", 5, False, id="tiny-5-shards-no-mtp"),
-    pytest.param("tiny", 5, True, id="tiny-5-shards", marks=pytest.mark.slow),
+    pytest.param("tiny", 5, True, id="tiny-5-shards"),
+    pytest.param("tiny", 1, True, id="tiny", marks=pytest.mark.slow),
+    pytest.param("tiny", 5, False, id="tiny-5-shards-no-mtp", marks=pytest.mark.slow),
     pytest.param("tiny", 1, False, id="tiny-no-mtp", marks=pytest.mark.slow),
     *(
         pytest.param("mid", shards, mtp, id=f"mid-{shards}-{mtp}", marks=pytest.mark.slow)

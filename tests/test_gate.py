@@ -642,7 +642,7 @@ def test_a_pipe_is_written_to_and_not_replaced(capsys, few, tmp_path):
     ("name", "family"), [("only_short_prefix", "F3"), ("only_mlx_community", "F2"), ("only_huggingface", "F8")]
 )
 def test_a_port_of_other_names_is_judged_on_them(few, capsys, tmp_path, name, family):
-    few("embedding", "attention.output", "experts.shared", "weights.fp8", "model.flash")
+    few("embedding", "attention.output", "experts.shared", "weights.fp8")
     code, out, _ = run(capsys, path_of(name), "--json", str(tmp_path / "report.json"))
     report = json.loads((tmp_path / "report.json").read_text())
     jsonschema.validate(report, document.schema(SCHEMA))
@@ -657,7 +657,7 @@ def test_a_port_of_other_names_is_judged_on_them(few, capsys, tmp_path, name, fa
 
 
 def test_a_wrong_port_of_other_names_is_named(few, capsys, tmp_path):
-    few("embedding", "hc.post", "hc.comb", "model.flash")
+    few("embedding", "hc.post", "hc.comb")
     code, _, _ = run(capsys, path_of("short_prefix_untransposed"), "--json", str(tmp_path / "report.json"))
     report = json.loads((tmp_path / "report.json").read_text())
     assert (code, report["first_deviation"]["mechanism"]) == (1, "hc.comb")
