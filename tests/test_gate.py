@@ -635,6 +635,12 @@ def test_a_pipe_is_written_to_and_not_replaced(capsys, few, tmp_path):
         reader.communicate()
 
 
+def test_a_port_that_wants_more_experts_than_it_takes_has_them(few, capsys):
+    few("router.scores", "router.overflow", "router.choice", "router.hash", "weights.fp4")
+    code, out, _ = run(capsys, path_of("partitions_at_k"))
+    assert (code, "every one agrees" in " ".join(out.split())) == (0, True)
+
+
 # --- in which names a port takes its checkpoints --------------------------------------------------------------------
 
 

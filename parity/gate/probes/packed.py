@@ -7,7 +7,7 @@ from torch import Tensor
 from reference_torch.quantization import E2M1_MAX, E4M3_MAX, FP4_VALUES, power_of_two_at_least
 
 from . import Probe
-from .experts import routed, shared
+from .experts import NEARLY_ALL, routed, shared
 from .weights import Weights, config
 
 SIZES = {
@@ -111,7 +111,7 @@ PROBES = (
         "weights.fp4",
         "experts stored in fp4",
         "12.3, 13",
-        config(0, num_experts_per_tok=6, **SIZES),
+        config(0, **NEARLY_ALL, **SIZES),
         fp4,
         needs=("weights.fp8", "router.scores"),
         **SHORT,
