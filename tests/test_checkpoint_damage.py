@@ -11,6 +11,9 @@ import os
 import random
 import shutil
 import signal
+import subprocess
+import sys
+import tempfile
 import zlib
 from pathlib import Path
 
@@ -241,35 +244,49 @@ def test_a_file_that_cannot_be_read(pristine, tmp_path, monkeypatch, name, error
     examine(whole, folder, REFUSED, {name})
 
 
-@pytest.mark.parametrize("variant", VARIANTS)
-def test_a_file_that_is_cut_while_it_is_read(pristine, tmp_path, monkeypatch, variant):
-    """MLX reads late: what it says then is a RuntimeError."""
-    whole, load = pristine(variant), mx.load
-    folder = tmp_path / "damaged"
+@pytest.mark.parametrize("variant", ["F1", "F2", "F5", "F8"])
+def test_a_file_that_is_cut_while_it_is_read(variant):
+    """MLX reads late: what it says then is a RuntimeError.
+
+    In a process of its own: after reads that failed, MLX 0.32 raises their errors in later calls, or waits for ever.
+    """
+    command = [sys.executable, "-c", f"import test_checkpoint_damage as t; t.cut_while_it_is_read({variant!r})"]
+    done = subprocess.run(command, cwd=Path(__file__).parent, capture_output=True, text=True, timeout=300)
+    assert (done.returncode, done.stdout) == (0, "4 answers\n"), done.stderr[-2000:]
+
+
+def cut_while_it_is_read(variant):
+    """Load and convert, where a file loses its half between its header and its data."""
+    load, answers = mx.load, []
 
     def cut(path):
         found = load(path)
         os.truncate(path, os.path.getsize(path) // 2)
         return found
 
-    for twin in (False, True):
-        shutil.copytree(whole.folder, folder)
-        if twin:  # compared before the rest is read
-            one = Checkpoint(folder, random.Random(0), whole.known)
-            for path in one.shards:
-                one.shard, tensors = path, tensors_in(path)
-                name = list(tensors)[-1]
-                one.add(f"language_model.{name}", tensors[name])
-        monkeypatch.setattr(mx, "load", cut)
-        assert answer(lambda: dsv4_mlx.load(folder), OURS, {str(folder)}) is None
-        shutil.rmtree(folder)
-        monkeypatch.setattr(mx, "load", load)
-        shutil.copytree(whole.folder, folder)
-        monkeypatch.setattr(mx, "load", cut)
-        assert answer(lambda: quietly(folder, tmp_path / "target"), OURS, {str(folder)}) is None
-        assert sorted(tmp_path.iterdir()) == [folder]
-        shutil.rmtree(folder)
-        monkeypatch.setattr(mx, "load", load)
+    with tempfile.TemporaryDirectory() as scratch:
+        whole, folder, target = (
+            Pristine(Path(scratch, "whole"), variant),
+            Path(scratch, "damaged"),
+            Path(scratch, "target"),
+        )
+        for twin in (False, True):
+            for work in (lambda: dsv4_mlx.load(folder), lambda: quietly(folder, target)):
+                shutil.copytree(whole.folder, folder)
+                if twin:  # compared before the rest is read
+                    one = Checkpoint(folder, random.Random(0), whole.known)
+                    for path in one.shards:
+                        one.shard, tensors = path, tensors_in(path)
+                        name = list(tensors)[-1]
+                        one.add(f"language_model.{name}", tensors[name])
+                mx.load = cut
+                answers.append(answer(work, OURS, {str(folder)}))
+                mx.load = load
+                shutil.rmtree(folder)
+        left = {path.name for path in Path(scratch).iterdir()}
+    if any(answers) or left != {"whole"}:
+        sys.exit(f"{answers}, {left}")
+    print(f"{len(answers)} answers")
 
 
 def _short(path, arrays, metadata=None):
