@@ -314,6 +314,34 @@ SABOTAGES = [
         "return code",
         "tests/test_outputs.py -k every_document_is_tried",
     ),
+    Sabotage(
+        "tensors that belong to no part of the model are ignored",
+        "dsv4_checkpoints/reading.py",
+        "if not rest:",
+        "if True:",
+        "tests/test_reference_checkpoint.py -k unexpected",
+    ),
+    Sabotage(
+        "two spellings of one tensor may differ",
+        "dsv4_mlx/checkpoint.py",
+        "if kept.shape != left.shape or not mx.array_equal(_bits(kept), _bits(left)).item():",
+        "if kept.shape != left.shape:",
+        "tests/test_checkpoint_families.py -k three_spellings",
+    ),
+    Sabotage(
+        "what the config says of a module need not be so",
+        "dsv4_checkpoints/reading.py",
+        "if (told or FLOAT) != held and",
+        "if False and",
+        "tests/test_checkpoint_families.py -k must_be_so",
+    ),
+    Sabotage(
+        "plain numbers show that a port reads packed weights",
+        "parity/gate/loading.py",
+        'return "quantization" not in json',
+        'return "x" in json',
+        "tests/test_gate.py -k names_is_judged_on_them",
+    ),
 ]
 
 
