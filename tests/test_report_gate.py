@@ -41,7 +41,7 @@ def test_schema_describes_every_field_and_admits_no_other():
                 walk(value)
 
     walk(schema)
-    assert len(objects) == 8
+    assert len(objects) == 9
     for node in objects:
         assert node["additionalProperties"] is False
         assert set(node["required"]) == set(node["properties"])
@@ -157,6 +157,14 @@ def test_baseline_of_the_same_run_moves_nothing():
     baseline.apply(now, copy.deepcopy(now))
     assert {cell["drift"] for cell in now["cells"]} == {1.0}
     assert now["notes"] == []
+
+
+def test_a_baseline_from_before_names_were_tried_serves():
+    old = examples.document("parity")
+    del old["loading"]
+    baseline.check(old)
+    with pytest.raises(jsonschema.ValidationError):
+        jsonschema.validate(old, document.schema(SCHEMA))
 
 
 def test_baseline_of_another_run_is_named():

@@ -53,7 +53,8 @@ def check(old_document: object) -> None:
             "file that parity gate wrote with --json."
         )
     try:
-        jsonschema.validate(old_document, schema(SCHEMA))
+        # Reports from before ports were judged in other names lack the field, and are none the worse as baselines.
+        jsonschema.validate({"loading": []} | old_document, schema(SCHEMA))
     except jsonschema.ValidationError as error:
         where = "/".join(map(str, error.absolute_path)) or "its top level"
         raise BadInput(
