@@ -165,7 +165,7 @@ def _parts(place: Place, names: Mapping[str, str], slot: Slot) -> Iterator[tuple
 
 def _checked(family: Family, place: Place, parts: dict[str, Stored], slot: Slot, config, divided: int) -> Format:
     """How the module of a place is stored, and that it has the size that the config asks for."""
-    shown, values = family.written(place.name), parts[place.leaf]
+    values = parts[place.leaf]
     if not slot.is_matrix:
         tensor = family.written(place.tensor)
         if slot.published == "I64" and values.dtype not in ("I64", "I32", "U32", "U64", "I16", "U16"):
@@ -180,7 +180,7 @@ def _checked(family: Family, place: Place, parts: dict[str, Stored], slot: Slot,
     lead = () if place.index is None else (config.n_routed_experts,)
     if place.name.endswith("attn.wo_a") and len(values.shape) == 3:  # one matrix a group
         lead, rows = (config.o_groups,), rows // config.o_groups
-    return detect(shown, parts, (*lead, rows, columns))
+    return detect(family.written(place.name), parts, (*lead, rows, columns))
 
 
 def _account_for(

@@ -10,8 +10,10 @@ import sys
 import mlx.core as mx
 import mlx_lm
 import pytest
+import torch
 
 import dsv4_mlx
+import reference_torch
 from dsv4_checkpoints import FAMILIES
 from dsv4_mlx.__main__ import convert
 from dsv4_mlx.registration import MODULE
@@ -206,9 +208,12 @@ def test_a_recipe_file_and_back(folder, tmp_path):
     assert settings(new)["model.layers.0.ffn.switch_mlp.down_proj"] == {"group_size": 64, "bits": 3, "mode": "affine"}
     plain = converted(new, "--dequantize", "--dtype", "float32")
     assert "quantization" not in json.loads((plain / "config.json").read_text())
-    first, second = dsv4_mlx.load(new, mx.float32), dsv4_mlx.load(plain, mx.float32)
-    ids = mx.array([[2, 3, 7, 12, 30, 4]])
-    assert mx.allclose(first(ids), second(ids), atol=1e-4)
+    packed, decoded = (dict(reference_torch.load(one).named_parameters()) for one in (new, plain))
+    three_bits = {name for name in packed if ".experts." in name and name.endswith(".w2.weight")}
+    for name, value in packed.items():
+        # MLX adds a code's product and its bias in one rounding, the reference in two; all other formats are exact.
+        one_rounding = torch.finfo(torch.float32).eps * value.abs().max() if name in three_bits else 0
+        assert (decoded[name] - value).abs().max() <= one_rounding, name
 
 
 @pytest.mark.parametrize(

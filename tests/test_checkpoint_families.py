@@ -21,7 +21,7 @@ from parity.cases.resources import fixtures_path
 from parity.cases.synthetic import config_of_size
 from parity.jobs.fixture import VARIANTS, write_fixture
 from parity.judging import oracle
-from parity.judging.sides import MLXSide
+from parity.judging.sides import MLXSide, TorchSide
 from reference_torch.quantization import decode_mlx, unpack
 from reference_torch.safetensors_folder import read_folder
 
@@ -372,11 +372,21 @@ def test_an_mtp_block_of_another_mode(tmp_path):
     folder = written(tmp_path, "F5")
     model, reference = dsv4_mlx.load(folder, mx.float32), reference_torch.load(folder)
     assert (model.mtp[0].e_proj.mode, model.mtp[0].attn.wkv.mode) == ("mxfp8", "affine")
-    ids = token_ids(config_in(folder), 12)
-    streams = reference.streams(ids)
-    expected = reference.mtp_logits(streams[:, :-1], ids[:, 1:])
-    found = model.mtp_logits(mx.array(streams[:, :-1].numpy()), mx.array(ids[:, 1:].numpy()))
-    assert (torch.tensor(found.tolist()) - expected).abs().max() < 1e-4 * expected.abs().max()
+    config, tensors = config_in(folder), read_folder(folder)
+    exact, base = (TorchSide(config, {}, tensors, dtype) for dtype in ("float64", "float32"))
+    ids, side = token_ids(config, 12), MLXSide(config, {}, tensors, "float32")
+    streams = reference.streams(ids)[:, :-1]
+    paths = {path: kind for path, kind in oracle.decision_paths(config).items() if path.startswith("mtp.")}
+
+    def run(side):
+        return {"logits": side.tensor(side.model.mtp_logits(side.array(streams), side.integers(ids[:, 1:])))}
+
+    truth = oracle.observe(exact, lambda: run(exact), paths)
+    replay = oracle.replayable(truth, paths)
+    baseline = oracle.observe(base, lambda: run(base), paths, replay)
+    nulls = oracle.null_runs(base, lambda: run(base), paths, replay, "float32", 0)
+    found = oracle.observe(side, lambda: run(side), paths, replay)
+    assert agrees(oracle.judge(truth, baseline, nulls, found, exact.model, "float32"))
 
 
 @pytest.mark.parametrize("told", [{"bits": 8, "group_size": 64, "mode": "affine"}, False])

@@ -24,6 +24,7 @@ from mlx_lm.models.cache import load_prompt_cache, make_prompt_cache, save_promp
 import dsv4_mlx
 from dsv4_mlx.registration import MODULE
 from parity.cases.strategies import checkpoint_tensors
+from parity.jobs.fixture import write_tokenizer
 
 # The ratios that transformers knows too: it reads the config for the sake of the tokenizer.
 CONFIG = tiny((0, 4, 128, 4), sliding_window=6)
@@ -40,16 +41,8 @@ def words(ids) -> str:
 
 def write_checkpoint(folder, seed=0, config=CONFIG):
     """A checkpoint as published, with a tokenizer of one word a token and a chat template."""
-    from tokenizers import Tokenizer, models, pre_tokenizers
-
     write_folder(folder, config, checkpoint_tensors(config, seed, "float32"))
-    vocabulary = {f"w{i}" if i != END else "</s>": i for i in range(config["vocab_size"])}
-    tokenizer = Tokenizer(models.WordLevel(vocabulary, unk_token="w0"))
-    tokenizer.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
-    tokenizer.save(str(folder / "tokenizer.json"))
-    template = "w2 {% for m in messages %}w{{ 3 if m.role == 'user' else 4 }} {{ m.content }} {% endfor %}w4"
-    told = {"tokenizer_class": "PreTrainedTokenizerFast", "eos_token": "</s>", "chat_template": template}
-    (folder / "tokenizer_config.json").write_text(json.dumps(told))
+    write_tokenizer(folder, config["vocab_size"])
     return folder
 
 
