@@ -6,9 +6,9 @@ class UsageError(ValueError):
 
 
 def as_usage_error(error: ValueError) -> UsageError:
-    """The same sentence, as this package's begin."""
+    """The same sentence, as this package's begin; one that begins with a path keeps it as it is."""
     text = str(error)
-    return UsageError(text[:1].upper() + text[1:])
+    return UsageError(text[:1].upper() + text[1:] if text.startswith(("tensor ", "tensors ", "the ")) else text)
 
 
 def reason(error: Exception) -> str:

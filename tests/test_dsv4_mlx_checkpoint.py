@@ -289,6 +289,13 @@ def test_an_index_stays_in_its_folder(tmp_path, shard):
     assert any(why in said for why in ("outside the folder", "no safetensors file", "names no file"))
 
 
+def test_a_path_is_said_as_it_was_given(tmp_path, monkeypatch):
+    path = write_folder(tmp_path / "given", CONFIG, TENSORS) / "model.safetensors"
+    os.truncate(path, path.stat().st_size - 100)
+    monkeypatch.chdir(tmp_path)
+    assert sentence(dsv4_mlx.UsageError, dsv4_mlx.load, "given").startswith("given/model.safetensors is cut short: ")
+
+
 def test_a_truncated_file(tmp_path):
     path = write_folder(tmp_path, CONFIG, TENSORS) / "model.safetensors"
     os.truncate(path, path.stat().st_size - 100)
