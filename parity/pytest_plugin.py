@@ -88,8 +88,10 @@ def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
         terminalreporter.write_line(item.sentence)
         for line in item.formula:
             terminalreporter.write_line(f"  it should read: {line}")
+    for one in report.beyond:
+        terminalreporter.write_line(f"beyond published configs: {one.mechanism}, though {one.why}: {one.sentence}")
     for gap in report.gaps:
-        terminalreporter.write_line(f"not offered: {gap.what}: {gap.sentence}")
+        terminalreporter.write_line(f"not judged: {gap.what}: {gap.sentence}")
     terminalreporter.write_line(f"again: {report.reproduce}")
 
 
@@ -187,6 +189,9 @@ class CellItem(pytest.Item):
             raise CellFailed(report.sentence)
         if cell.verdict in (Verdict.COVERAGE_GAP, Verdict.INCONCLUSIVE):
             pytest.skip(cell.sentence)
+        why = next(row.beyond for row in report.mechanisms if row.name == cell.mechanism)
+        if why and cell.verdict is not Verdict.PARITY:
+            pytest.skip(f"does not count, as {why}: {cell.sentence}")
         if cell.verdict is not Verdict.PARITY:
             defects = f"\nThis is how {', '.join(cell.explained_by)} behaves." if cell.explained_by else ""
             because = f"\nIt may only follow from {', '.join(cell.because)}." if cell.because else ""

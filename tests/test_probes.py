@@ -4,10 +4,12 @@ Run: pytest tests/test_probes.py
 """
 
 import dataclasses
+import json
 
 import pytest
 import torch
 
+from parity.cases.resources import fixtures_path
 from parity.gate.defects import catalogue
 from parity.gate.diagnosis import patched_logits
 from parity.gate.matrix import judge
@@ -141,3 +143,53 @@ def test_a_probe_is_data():
     assert dataclasses.is_dataclass(Probe)
     with pytest.raises(dataclasses.FrozenInstanceError):
         QUICK["embedding"].tokens = 3
+
+
+# --- what published checkpoints need -----------------------------------------------------------------------------
+
+# What a config says of how a model computes; all else says how large it is, or which of its parts there are.
+BEHAVIOUR = (
+    "scoring_func",
+    "rms_norm_eps",
+    "hc_eps",
+    "hc_mult",
+    "hc_sinkhorn_iters",
+    "rope_theta",
+    "compress_rope_theta",
+    "rope_scaling",
+    "qk_rope_head_dim",
+    "swiglu_limit",
+    "norm_topk_prob",
+    "topk_method",
+    "hidden_act",
+    "n_shared_experts",
+)
+SIDES = (
+    "vocab_size",
+    "hidden_size",
+    "head_dim",
+    "q_lora_rank",
+    "o_lora_rank",
+    "index_head_dim",
+    "moe_intermediate_size",
+)
+PUBLISHED = json.loads((fixtures_path() / "configs" / "flash.json").read_text())
+
+
+def unpublished(probe):
+    """What of a probe's config no published one has; in how many Sinkhorn steps equal numbers stay equal is no matter."""
+    odd = {key for key in BEHAVIOUR if probe.config[key] != PUBLISHED[key]}
+    tensors = probe.weights(0)
+    still = all(not t.any() for name, t in tensors.items() if name.endswith(("hc_attn_base", "hc_ffn_base", "_fn")))
+    if still:
+        odd.discard("hc_sinkhorn_iters")
+    side = 128 if probe.mechanism.startswith("weights.") else 64
+    return odd | {key for key in SIDES if probe.config[key] % 64} | {
+        key for key in ("moe_intermediate_size",) if probe.config[key] % side
+    }  # fmt: skip
+
+
+@pytest.mark.parametrize("mechanism", QUICK)
+def test_what_counts_needs_nothing_that_no_published_config_has(mechanism):
+    probe = QUICK[mechanism]
+    assert bool(unpublished(probe)) == bool(probe.beyond)

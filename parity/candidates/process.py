@@ -46,6 +46,7 @@ __all__ = [
 
 LONGEST_ANSWER = 1 << 20  # bytes
 WAITING = 4
+COMPILING = 5  # times as long as usual: the first call runs a compiler for each kernel
 SLACK = 64 << 20  # bytes that a file of logits may have beyond what was asked: a wrong shape is judged, not refused
 MOST_TAPS = 100_000
 SECRET = re.compile(r"TOKEN|SECRET|PASSWORD|CREDENTIAL|_KEY$", re.IGNORECASE)
@@ -225,9 +226,11 @@ class Process:
         """With mx.compile at work, which otherwise runs functions as they are written."""
         self._ready()
         self._ask({"do": "compile", "on": True}, "while mx.compile was turned on")
+        self.timeout *= COMPILING
         try:
             yield
         finally:
+            self.timeout /= COMPILING
             if self.child is not None:  # the next process starts without it
                 self._ask({"do": "compile", "on": False}, "while mx.compile was turned off")
 

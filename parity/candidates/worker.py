@@ -9,6 +9,7 @@ import inspect
 import json
 import os
 import sys
+import textwrap
 import traceback
 from importlib import metadata
 from pathlib import Path
@@ -147,7 +148,7 @@ def problem(error: BaseException, target: Target | None) -> dict[str, object]:
         kind = "not offered"
     elif names := missing_imports(error, target):
         kind = "missing imports"
-    message = " ".join(str(error).split())[:LONGEST_MESSAGE]
+    message = textwrap.shorten(str(error), LONGEST_MESSAGE, placeholder=" ...")
     found = {"kind": kind, "type": type(error).__name__, "message": message, "where": place_of(error, target)}
     return found | ({"names": names} if kind == "missing imports" else {})
 

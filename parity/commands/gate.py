@@ -95,6 +95,9 @@ def add(commands) -> None:
         help="any (default): a port that takes the names of conversions only is judged on those; raw: it must load the "
         "published ones",
     )
+    gate.add_argument(
+        "--strict", action="store_true", help="what no published checkpoint needs (another eps, odd sides) counts too"
+    )
     gate.set_defaults(command=command, problem=problem)
 
 
@@ -134,6 +137,7 @@ def command(options: argparse.Namespace, started: float) -> int:
             progress,
             bundle_folder=Path(options.bundle) if options.bundle else None,
             names=options.family,
+            strict=options.strict,
         )
     report.clock = {"import_s": round(imported, 2)} | report.clock
     return finish(report, options, old)

@@ -17,7 +17,7 @@ from ..candidates.adapters.problems import CandidateProblem
 from ..errors import BadInput
 from ..results import Verdict
 from .families import Family
-from .matrix import Engine, judge
+from .matrix import Engine, ends_of, judge
 from .results import Candidate, Cell
 
 LOADING = {
@@ -92,7 +92,10 @@ def write(candidate: Candidate, engine: Engine, family: Family, cell: Cell, fold
         family.write(temporary / "checkpoint")
         rows, tokens = family.rows(cell.schedule), sum(calls)
         np.save(temporary / "ids.npy", family.ids[:rows].numpy().astype(np.int32))
-        np.save(temporary / "expected.npy", family.exact[:rows].float().numpy())
+        expected = family.exact[:rows]
+        if got.shape[1] < tokens:  # it gives those of each call's last token
+            expected = expected[:, ends_of(family, calls)]
+        np.save(temporary / "expected.npy", expected.float().numpy())
         np.save(temporary / "got.npy", got)
         case = {
             "mechanism": cell.mechanism,
@@ -147,7 +150,7 @@ def _attempt(engine: Engine, family: Family, calls: tuple[int, ...], schedule: s
         got = (engine.mtp if probe.mtp else engine.run)(schedule, ids, calls, schedule != "oneshot")
     except CandidateProblem:
         return None
-    cell = judge(cut, schedule, torch.from_numpy(got))
+    cell = judge(cut, schedule, torch.from_numpy(got), calls)
     return (cut, calls, cell, got) if cell.verdict is Verdict.DIVERGES else None
 
 

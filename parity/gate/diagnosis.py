@@ -8,7 +8,7 @@ probe needs, else by any; where one fails at a green probe, it is refuted.
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Container, Iterable
 from dataclasses import dataclass, field
 from functools import cache
 from itertools import combinations
@@ -21,7 +21,7 @@ from ..results import Verdict
 from .defects import Defect, catalogue
 from .defects.patching import applied
 from .families import Family, forward
-from .matrix import Matrix
+from .matrix import Matrix, ends_of
 from .probes import SCHEDULES, registry
 from .results import Diagnosis
 
@@ -95,7 +95,8 @@ class Diagnoser:
         schedules = self.schedules(mechanism) if schedules is None else schedules
         if not defects:  # needs no run
             family, given = self.families[mechanism], self.matrix.logits
-            return all(family.measure(s, given[mechanism, s]).ratio <= SAME for s in schedules)
+            clear = lambda s: family.clear & self._seen(mechanism, s)  # noqa: E731
+            return all(family.measure(s, given[mechanism, s], clear=clear(s)).ratio <= SAME for s in schedules)
         return all(self._same(mechanism, schedule, frozenset(defects), rounded) for schedule in schedules)
 
     def _same(self, mechanism: str, schedule: str, defects: frozenset[str], rounded: bool = True) -> bool:
@@ -115,10 +116,11 @@ class Diagnoser:
     def _alike(self, mechanism: str, schedule: str, run: Tensor, clear: Tensor | None = None) -> bool:
         """Whether a patched reference gave what the candidate gave, tokens without finite logits included."""
         family, given = self.families[mechanism], self.matrix.logits[mechanism, schedule]
+        seen = self._seen(mechanism, schedule)
         run, finite = run.double(), run.isfinite().all(-1)
-        if not torch.equal(finite, given.isfinite().all(-1)):
+        if not torch.equal(finite & seen, given.isfinite().all(-1) & seen):
             return False
-        judged = (family.clear if clear is None else clear).clone()
+        judged = (family.clear if clear is None else clear) & seen
         judged[: len(run)] &= finite
         if not judged[: len(run)].any():  # nothing was shown
             return False
@@ -131,7 +133,15 @@ class Diagnoser:
         family, given = self.families[mechanism], self.matrix.logits[mechanism, schedule]
         m = family.measure(schedule, family.exact[: len(run)])
         agree = (given.double() - run.double()).abs().amax(-1) <= SAME * m.limit_max
+        agree = agree[:, self._seen(mechanism, schedule)]
         return bool(agree.double().mean() >= ENOUGH)
+
+    def _seen(self, mechanism: str, schedule: str) -> Tensor:
+        """[tokens]: those whose logits the candidate gave."""
+        family = self.families[mechanism]
+        if (mechanism, schedule) in self.matrix.ends_only:
+            return ends_of(family, family.probe.calls_of(schedule))
+        return torch.ones(family.exact.shape[1], dtype=torch.bool)
 
     def _clear(self, mechanism: str, defects: frozenset[str]) -> Tensor | None:
         """Tokens of which no choice is unclear with these defects either; None where they are too few to tell."""
@@ -230,8 +240,9 @@ class Diagnoser:
                 hypothesis = Hypothesis(fewer, tuple(reason for _, reason in left), hypothesis.unexplained)
         return hypothesis
 
-    def report(self, hypothesis: Hypothesis) -> list[Diagnosis]:
-        """One entry a defect, one for what nothing explains; cells get to know what explains them."""
+    def report(self, hypothesis: Hypothesis, apart: Container[str] = ()) -> list[Diagnosis]:
+        """One entry a defect, one for what nothing explains; cells get to know what explains them. Cells of mechanisms
+        that stand `apart` get to know it, and no entry is about them."""
         red = [cell for cell in self.matrix.cells if cell.verdict is Verdict.DIVERGES]
         for cell in red:
             if (cell.mechanism, cell.schedule) in hypothesis.unexplained or not hypothesis.defects:
@@ -242,8 +253,10 @@ class Diagnoser:
                 cell.explained_by = (
                     [d for d in shown if self.known[d].mechanism in near] or shown or [*hypothesis.defects]
                 )
+        red = [cell for cell in red if cell.mechanism not in apart]
         unexplained = [cell for cell in red if not cell.explained_by]
-        entries = [self._entry(name, red, bool(unexplained)) for name in hypothesis.defects]
+        shown = [name for name in hypothesis.defects if any(name in cell.explained_by for cell in red)]
+        entries = [self._entry(name, red, bool(unexplained)) for name in shown]
         if unexplained:
             first, *later = dict.fromkeys(cell.mechanism for cell in unexplained)
             follow = f" {len(later)} later ones may only follow from it: {', '.join(later)}." if later else ""

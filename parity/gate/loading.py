@@ -1,9 +1,9 @@
-"""In which family's names a candidate takes its checkpoints: the published ones, else those of a conversion."""
+"""In which family's names, and in which form, a candidate takes its checkpoints: as published, else as converted."""
 
 from __future__ import annotations
 
-import json
 import shutil
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
@@ -15,12 +15,20 @@ from dsv4_mlx import ModelArgs
 from dsv4_mlx.checkpoint import DTYPES, reading_of
 from dsv4_mlx.conversion import KEEP, Writer, write_config
 
-from ..candidates.adapters.problems import CandidateProblem, Raised
+from ..candidates.adapters.problems import CandidateProblem, NotOffered, Raised
 from ..judging.sides import to_mlx
+from .families import Family
+from .probes import Probe, packed
 from .results import Loading
 
 PUBLISHED = "F1"
 TRIED = (PUBLISHED, "F3", "F2", "F8", "F4")
+PLAIN, EXPERTS, PACKED = FORMS = ("plain", "experts packed", "packed")
+
+
+def in_form(probe: Probe, form: str) -> Probe:
+    """The probe with weights as ports want them that take no plain ones."""
+    return probe if form == PLAIN else packed.in_form(probe, experts_only=form == EXPERTS)
 
 
 class _Held(dict):
@@ -55,30 +63,58 @@ def write_as(family: str, config: dict, tensors: dict[str, Tensor], folder: Path
     return folder
 
 
-def lost_packing(family, folder: Path) -> bool:
-    """Whether a probe of packed weights was written without any: Hugging Face's names have none, MLX not all sides."""
-    if family.spelling == PUBLISHED or "quantization_config" not in family.probe.config:
-        return False
-    return "quantization" not in json.loads((folder / "config.json").read_text(encoding="utf-8"))
+def find(
+    engine, family: Callable[[str], Family], folder: Path, names: tuple[str, ...] = TRIED
+) -> tuple[tuple[str, str] | None, list[Loading]]:
+    """The first (names, form) in which the candidate loads a probe, or None, and what it did with each that was tried.
 
-
-def find(engine, family, folder: Path, families: tuple[str, ...] = TRIED) -> tuple[str | None, list[Loading]]:
-    """The first of these families of names that the candidate loads a probe in, or None, and what it did with each.
-
-    Where something else than names is wrong (it dies, hangs, lacks imports) the published ones, so that probes say it.
+    `family` gives the probe in a form. Where something else than its checkpoint is wrong (it dies, hangs, lacks
+    imports) the published names, so that the probes say it.
     """
     tried: list[Loading] = []
-    for name in families:
-        try:
-            engine.load(replace(family, spelling=name).write(folder))
-        except Raised as problem:
-            tried.append(Loading(name, FAMILIES[name].title, "does not load", str(problem)))
-        except CandidateProblem:  # dies, hangs, lacks imports: no matter of names
-            return PUBLISHED, []
-        else:
-            tried.append(Loading(name, FAMILIES[name].title, "loads"))
-            rest = [one for one in TRIED if one not in {was.family for was in tried}]
-            return name, tried + [Loading(one, FAMILIES[one].title, "not tried") for one in rest]
-        finally:
-            shutil.rmtree(folder, ignore_errors=True)
+    for form, name in ((form, name) for form in FORMS for name in names):
+        if form != PLAIN and FAMILIES[name].packing == "none":
+            continue
+        problem = load(engine, replace(family(form), spelling=name), folder)
+        if problem is not None and not isinstance(problem, Raised):
+            return (PUBLISHED, PLAIN), []
+        tried.append(_entry(name, form, problem))
+        if problem is None:
+            rest = [one for one in names if one not in {was.family for was in tried}]
+            return (name, form), tried + [Loading(one, FAMILIES[one].title, "not tried") for one in rest]
     return None, tried
+
+
+def load(engine, family: Family, folder: Path) -> CandidateProblem | None:
+    """Write the checkpoint, load it; what went wrong."""
+    shutil.rmtree(folder, ignore_errors=True)
+    try:
+        engine.load(family.write(folder))
+    except CandidateProblem as problem:
+        return problem
+    return None
+
+
+def load_packed(engine, family: Family, folder: Path, loading: list[Loading]) -> None:
+    """Load a probe of packed weights, in the published names or else in those of a conversion, and add to `loading`
+    what came of it. Raises CandidateProblem; NotOffered where the candidate takes them in no form."""
+    for name in dict.fromkeys((PUBLISHED, family.spelling, "F2")):
+        problem = None
+        if FAMILIES[name].packing != "none" or name == PUBLISHED:
+            problem = load(engine, replace(family, spelling=name), folder)
+            if problem is not None and not isinstance(problem, Raised):
+                raise problem
+            known = next((one for one in loading if one.family == name), None)
+            if known is None:
+                loading.append(_entry(name, PACKED, problem))
+            elif problem is not None and known.state == "loads":
+                known.state, known.sentence = "does not load", f"{family.probe.mechanism}: {problem}"
+            if problem is None:
+                return
+    said = next(one for one in loading if one.family == PUBLISHED).sentence
+    raise NotOffered(f"packed weights do not load: {said}")
+
+
+def _entry(name: str, form: str, problem: CandidateProblem | None) -> Loading:
+    said = "" if problem is None else str(problem)
+    return Loading(name, FAMILIES[name].title, "loads" if problem is None else "does not load", said, form)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shutil
+from collections import Counter
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -15,11 +16,13 @@ from torch import Tensor
 from ..candidates.adapters.problems import AteMemory, CandidateProblem, Died, Hung, MissingImports, NotOffered, Raised
 from ..results import Verdict
 from .families import Family
-from .loading import lost_packing
-from .results import Cell
+from .loading import load_packed
+from .results import Cell, Loading
 
-# A candidate that dies or hangs this often is not asked again: each time costs a whole time limit.
-PATIENCE = 3
+# A candidate that dies or hangs this often on one probe is not asked for more of it: each time costs a whole limit.
+PATIENCE = 2
+# Nor for any more, once this many probes ended so.
+LONG_PATIENCE = 8
 NOT_ASKED = "was not asked: the candidate hung or died too often before"
 
 
@@ -39,35 +42,47 @@ class Engine(Protocol):
 @dataclass
 class Matrix:
     """Cells in order, by (mechanism, schedule) the logits of those that gave some of the right shape, and which of them
-    the candidate says that it does not offer."""
+    the candidate says that it does not offer, or gave of each call's last token alone.
+
+    loading: what it did with packed weights, by family. troubles: probes on which it died or hung.
+    """
 
     cells: list[Cell] = field(default_factory=list)
     logits: dict[tuple[str, str], Tensor] = field(default_factory=dict)
     refused: set[tuple[str, str]] = field(default_factory=set)
-    troubles: int = 0
+    ends_only: set[tuple[str, str]] = field(default_factory=set)
+    loading: list[Loading] = field(default_factory=list)
+    troubles: Counter = field(default_factory=Counter)
 
     def red(self, mechanism: str) -> list[Cell]:
         return [cell for cell in self.cells if cell.mechanism == mechanism and cell.verdict is Verdict.DIVERGES]
+
+    def out_of_patience(self, mechanism: str) -> bool:
+        """Whether the candidate died or hung too often to be asked for this."""
+        return self.troubles[mechanism] >= PATIENCE or len(self.troubles) >= LONG_PATIENCE
+
+    def note(self, mechanism: str, problem: CandidateProblem) -> None:
+        """Count a death."""
+        if isinstance(problem, (Died, Hung, AteMemory)):
+            self.troubles[mechanism] += 1
 
 
 def judge_probe(engine: Engine, family: Family, folder: Path, matrix: Matrix) -> None:
     """Load the probe's checkpoint into the candidate and add a cell for each schedule."""
     probe = family.probe
-    if matrix.troubles >= PATIENCE:
+    if matrix.out_of_patience(probe.mechanism):
         matrix.cells += [_failed(probe.mechanism, s, "", NotOffered(NOT_ASKED)) for s in probe.schedules]
         return
     try:
-        family.write(folder)
-        if lost_packing(family, folder):
-            said = NotOffered(f"packed weights as published have no form in the names of family {family.spelling}")
-            matrix.cells += [_failed(probe.mechanism, s, "", said) for s in probe.schedules]
-            return
-        engine.load(folder)
+        if "quantization_config" in probe.config:
+            load_packed(engine, family, folder, matrix.loading)
+        else:
+            engine.load(family.write(folder))
     except CandidateProblem as problem:
-        matrix.troubles += isinstance(problem, (Died, Hung, AteMemory))
+        matrix.note(probe.mechanism, problem)
         for schedule in probe.schedules:
             cell = _failed(probe.mechanism, schedule, "could not load the probe's checkpoint", problem)
-            if probe.optional and isinstance(problem, Raised):
+            if probe.beyond and isinstance(problem, Raised):
                 cell.verdict = Verdict.COVERAGE_GAP
             matrix.cells.append(cell)
     else:
@@ -78,12 +93,12 @@ def judge_probe(engine: Engine, family: Family, folder: Path, matrix: Matrix) ->
 
 def _cell(engine: Engine, family: Family, schedule: str, matrix: Matrix) -> Cell:
     mechanism = family.probe.mechanism
-    if matrix.troubles >= PATIENCE:
+    if matrix.out_of_patience(mechanism):
         return _failed(mechanism, schedule, "", NotOffered(NOT_ASKED))
     try:
         logits = ask(engine, family, schedule)
     except CandidateProblem as problem:
-        matrix.troubles += isinstance(problem, (Died, Hung, AteMemory))
+        matrix.note(mechanism, problem)
         if isinstance(problem, NotOffered):  # what raises is crashed, wherever it does
             matrix.refused.add((mechanism, schedule))
         return _failed(mechanism, schedule, "", problem)
@@ -91,6 +106,10 @@ def _cell(engine: Engine, family: Family, schedule: str, matrix: Matrix) -> Cell
     if "float" not in engine.dtype:
         cell.verdict, cell.ratio = Verdict.DIVERGES, float("inf")
         cell.sentence = f"gave logits of type {engine.dtype}, where floating-point ones were asked for"
+    calls = family.probe.calls_of(schedule)
+    if is_ends_only(family, logits, calls):
+        matrix.ends_only.add((mechanism, schedule))
+        logits = spread(family, logits, calls)
     if logits.shape == family.exact[: family.rows(schedule)].shape:
         matrix.logits[mechanism, schedule] = logits
     return cell
@@ -104,12 +123,42 @@ def ask(engine: Engine, family: Family, schedule: str) -> Tensor:
     return torch.from_numpy(run(schedule, ids, calls, cached))
 
 
-def judge(family: Family, schedule: str, logits: Tensor) -> Cell:
-    """Measure logits [rows, tokens, V]; what cannot be measured diverges, and the sentence says why."""
+def is_ends_only(family: Family, logits: Tensor, calls: tuple[int, ...]) -> bool:
+    """Whether these are logits [rows, calls, V] of each call's last token, as the specification's own model gives."""
+    tokens, vocabulary = family.exact.shape[1:]
+    return len(calls) < tokens and logits.dim() == 3 and logits.shape[1:] == (len(calls), vocabulary)
+
+
+def ends_of(family: Family, calls: tuple[int, ...]) -> Tensor:
+    """[tokens]: which tokens end a call."""
+    ends = torch.zeros(family.exact.shape[1], dtype=torch.bool)
+    ends[torch.tensor(calls).cumsum(0) - 1] = True
+    return ends
+
+
+def spread(family: Family, logits: Tensor, calls: tuple[int, ...]) -> Tensor:
+    """Logits of call ends [rows, calls, V] at their places among all tokens [rows, tokens, V], the others 0."""
+    whole = torch.zeros(len(logits), *family.exact.shape[1:], dtype=logits.dtype)
+    whole[:, ends_of(family, calls)] = logits
+    return whole
+
+
+def judge(family: Family, schedule: str, logits: Tensor, calls: tuple[int, ...] | None = None) -> Cell:
+    """Measure logits [rows, tokens, V], or those of each call's last token; what cannot be measured diverges, and the
+    sentence says why. `calls` are the schedule's, unless told otherwise."""
     mechanism, rows = family.probe.mechanism, family.rows(schedule)
-    clear, expected = family.clear[:rows], family.exact[:rows]
+    calls = calls or family.probe.calls_of(schedule)
+    clear, expected, seen = family.clear[:rows], family.exact[:rows], None
+    if len(logits) == rows and is_ends_only(family, logits, calls):
+        seen = ends_of(family, calls)
+        clear, logits = clear & seen, spread(family, logits, calls)
     cell = Cell(
-        mechanism, schedule, Verdict.DIVERGES, tokens=int(clear.sum()), left_out=int((~clear).sum()), ratio=float("inf")
+        mechanism,
+        schedule,
+        Verdict.DIVERGES,
+        tokens=int(clear.sum()),
+        left_out=int((~family.clear[:rows]).sum()),
+        ratio=float("inf"),
     )
     if logits.shape != expected.shape:
         cell.sentence = f"gave logits of shape {tuple(logits.shape)} where {tuple(expected.shape)} was asked for"
@@ -122,7 +171,7 @@ def judge(family: Family, schedule: str, logits: Tensor) -> Cell:
         cell.verdict, cell.ratio = Verdict.INCONCLUSIVE, 0.0
         cell.sentence = "every token hangs on a choice that rounding decides"
         return cell
-    m = family.measure(schedule, logits)
+    m = family.measure(schedule, logits, clear=None if seen is None else family.clear & seen)
     cell.ratio, cell.error_rms, cell.error_max = m.ratio, m.error_rms, m.error_max
     cell.limit_rms, cell.limit_max, cell.null_rms, cell.null_max = m.limit_rms, m.limit_max, m.null_rms, m.null_max
     cell.floor_rms, cell.factor_rms, cell.factor_max, cell.reason = (

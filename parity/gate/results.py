@@ -11,12 +11,16 @@ SCHEMA = "dsv4-parity/gate/1"
 
 @dataclass
 class Mechanism:
-    """One row of the matrix. `needs` are the mechanisms that its probe cannot mute; they stand earlier in the order."""
+    """One row of the matrix. `needs` are the mechanisms that its probe cannot mute; they stand earlier in the order.
+
+    beyond: why no published checkpoint needs it, where none does and it does not count; else empty.
+    """
 
     name: str
     title: str
     spec: str
     needs: list[str] = field(default_factory=list)
+    beyond: str = ""
 
 
 @dataclass
@@ -77,6 +81,19 @@ class Diagnosis:
 
 
 @dataclass
+class Beyond:
+    """A row that deviates and that no published checkpoint needs: no part of the verdict. `why` none does; the defects
+    with which the reference reproduces it, as in a diagnosis."""
+
+    mechanism: str
+    schedules: list[str]
+    why: str
+    sentence: str
+    defects: list[str] = field(default_factory=list)
+    titles: list[str] = field(default_factory=list)
+
+
+@dataclass
 class Gap:
     """Something that the candidate does not offer, and so was not judged."""
 
@@ -87,12 +104,16 @@ class Gap:
 
 @dataclass
 class Loading:
-    """What the candidate did with a probe's checkpoint in one family's names: loads, does not load, not tried."""
+    """What the candidate did with a probe's checkpoint in one family's names: loads, does not load, not tried.
+
+    form: plain (float32), packed (as published: fp8 matrices, fp4 experts), or with the experts packed alone.
+    """
 
     family: str
     title: str
     state: str
     sentence: str = ""
+    form: str = "plain"
 
 
 @dataclass
@@ -132,6 +153,7 @@ class GateReport:
     cells: list[Cell] = field(default_factory=list)
     first_deviation: Deviation | None = None
     diagnosis: list[Diagnosis] = field(default_factory=list)
+    beyond: list[Beyond] = field(default_factory=list)
     gaps: list[Gap] = field(default_factory=list)
     notes: list[str] = field(default_factory=list)
     loading: list[Loading] = field(default_factory=list)

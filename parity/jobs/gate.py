@@ -17,12 +17,12 @@ from ..gate import bundle, confirm, loading
 from ..gate.diagnosis import Diagnoser
 from ..gate.families import Family, family
 from ..gate.lives import CACHES, CHECKPOINT, LIVES, OFFERED, judge_lives, mechanism
-from ..gate.matrix import NOT_ASKED, PATIENCE, Engine, Matrix, ask, close_gaps, judge_probe
+from ..gate.matrix import NOT_ASKED, Engine, Matrix, ask, close_gaps, judge_probe
 from ..gate.matrix import judge as judge_logits
 from ..gate.probes import SCHEDULES, Probe, of_profile
 from ..gate.results import Candidate, Cell, Gap, GateReport, Mechanism
 from ..results import Verdict
-from .gate_verdict import conclude, follow_on, gaps_of
+from .gate_verdict import conclude, follow_on, gaps_of, set_apart
 
 Progress = Callable[[str], None]
 
@@ -41,15 +41,22 @@ def judge(
     environment: dict | None = None,
     bundle_folder: Path | None = None,
     names: str = "any",
+    strict: bool = False,
 ) -> GateReport:
     """Judge a candidate, in a process of its own. Raises BadInput where the target is none.
 
-    ``names``: "raw" where it must load the published ones, "any" where those of a conversion will do.
+    ``names``: "raw" where it must load the published ones, "any" where those of a conversion will do. ``strict``: what
+    no published checkpoint needs counts too.
     """
     resolved = resolve(target)
     report = GateReport(Candidate(target, resolved.kind), profile, seed, Verdict.INCONCLUSIVE, "")
     report.environment = check_environment() if environment is None else environment
-    report.reproduce = command(target, profile, seed, timeout, memory, require, names)
+    report.reproduce = command(target, profile, seed, timeout, memory, require, names, strict)
+    counted = lambda probe: strict or probe.mechanism in require  # noqa: E731
+    report.mechanisms = [
+        Mechanism(p.mechanism, p.title, p.spec, list(p.needs), "" if counted(p) else p.beyond)
+        for p in of_profile(profile)
+    ]
     with tempfile.TemporaryDirectory(prefix="parity-", ignore_cleanup_errors=True) as scratch:
         started = time.monotonic()
         progress(f"starting {target}")
@@ -81,6 +88,7 @@ def command(
     memory: float,
     require: Iterable[str],
     names: str = "any",
+    strict: bool = False,
 ) -> str:
     """The command line that judges so again, as a shell needs it: people paste it, and names may be anything."""
     words = ["parity", "gate", *(["--"] if target.startswith("-") else []), target]
@@ -93,6 +101,8 @@ def command(
         options += ["--require", what]
     if names != "any":
         options += ["--family", names]
+    if strict:
+        options += ["--strict"]
     return shlex.join([*words[:2], *options, *words[2:]] if words[2] == "--" else [*words, *options])
 
 
@@ -112,15 +122,17 @@ def _judge(
     progress: Progress,
     names: str,
 ) -> dict[str, Family]:
-    report.mechanisms = [Mechanism(p.mechanism, p.title, p.spec, list(p.needs)) for p in probes]
     report.schedules = list(SCHEDULES)
     matrix = Matrix()
     report.cells = matrix.cells  # so that an interrupted run tells what it found
-    spelling = _spelling(engine, probes, report, scratch, names)
-    if spelling is None:
+    found = _checkpoint(engine, probes, report, scratch, names)
+    if found is None:
         return {}
-    families = _fill(matrix, engine, probes, report.seed, scratch, progress, report.clock, spelling)
+    families = _fill(matrix, engine, probes, report.seed, scratch, progress, report.clock, *found)
     report.cells = [*matrix.cells]
+    report.loading += matrix.loading
+    if matrix.ends_only:
+        report.notes.append("Gives the logits of each call's last token alone; only these were judged.")
     missing = close_gaps(matrix, SCHEDULES)
     lacking = []
     if CHECKPOINT in families:
@@ -135,24 +147,27 @@ def _judge(
         began = time.monotonic()
         diagnoser = Diagnoser(families, matrix)
         hypothesis = diagnoser.diagnose()
-        report.diagnosis = diagnoser.report(hypothesis)
+        report.diagnosis = diagnoser.report(hypothesis, {row.name for row in report.mechanisms if row.beyond})
         report.clock["diagnosis_s"] = round(time.monotonic() - began, 2)
         follow_on(report, hypothesis)
         _look_inside(engine, families, red[0], scratch, report)
+    set_apart(report)
     if CHECKPOINT in families and can_compile() and report.candidate.kind != "hf":
         progress("the whole model again, compiled")
         began = time.monotonic()
         _confirm_compiled(engine, families[CHECKPOINT], report.cells, scratch)
         report.clock["compiled_s"] = round(time.monotonic() - began, 2)
-    conclude(report)
+    conclude(report, names)
     return families
 
 
-def _spelling(engine: Process, probes: list[Probe], report: GateReport, scratch: Path, names: str) -> str | None:
-    """The family in whose names the probes are written; a note where these are not the published ones. None where
-    those were asked for and do not load, which is the verdict then."""
+def _checkpoint(
+    engine: Process, probes: list[Probe], report: GateReport, scratch: Path, names: str
+) -> tuple[str, str] | None:
+    """The family in whose names the probes are written, and the form; a note where these are not the published ones in
+    float32. None where the published names were asked for and do not load, which is the verdict then."""
     families = loading.TRIED[:1] if names == "raw" else loading.TRIED
-    first = reference(probes[0], report.seed)
+    first = lambda form: reference(probes[0], report.seed, form)  # noqa: E731
     found, report.loading = loading.find(engine, first, scratch / "checkpoint" / "names", families)
     said = report.loading[0].sentence.rstrip(".") if report.loading else ""
     if found is None and names == "raw":
@@ -161,11 +176,17 @@ def _spelling(engine: Process, probes: list[Probe], report: GateReport, scratch:
         return None
     if found is None:
         report.notes.append("Loads the names of no family; the probes say why, in the published names.")
-        return loading.PUBLISHED
-    if found != loading.PUBLISHED:
-        title = next(one.title for one in report.loading if one.family == found)
-        report.notes.append(f"Does not load published names: {said}. Judged on family {found}, {title}.")
+        return loading.PUBLISHED, loading.PLAIN
+    name, form = found
+    title = next(one.title for one in report.loading if one.family == name)
+    if name != loading.PUBLISHED:
+        report.notes.append(f"Does not load published names: {said}. Judged on family {name}, {title}.")
+    if form != loading.PLAIN:
+        report.notes.append(f"Does not load plain float32 weights: {said}. Judged with {FORMS[form]}.")
     return found
+
+
+FORMS = {loading.EXPERTS: "the experts in fp4", loading.PACKED: "experts in fp4 and the other matrices in fp8"}
 
 
 def _live(
@@ -175,7 +196,7 @@ def _live(
     progress("random lives of the caches")
     began = time.monotonic()
     row = mechanism([one.name for one in report.mechanisms])
-    if matrix.troubles >= PATIENCE:
+    if matrix.out_of_patience(CACHES):
         cell, lacking = Cell(CACHES, LIVES, Verdict.COVERAGE_GAP, NOT_ASKED), []
     else:
         cell, lacking = judge_lives(engine, family, scratch / "checkpoint" / CACHES, report.profile, report.seed)
@@ -214,13 +235,14 @@ def _fill(
     progress: Progress,
     clock: dict,
     spelling: str,
+    form: str,
 ) -> dict[str, Family]:
     families = {}
     clock |= {"reference_s": 0.0, "candidate_s": 0.0}
     for index, probe in enumerate(probes, start=1):
         progress(f"{index} of {len(probes)}: {probe.mechanism}")
         began = time.monotonic()
-        families[probe.mechanism] = replace(reference(probe, seed), spelling=spelling)
+        families[probe.mechanism] = replace(reference(probe, seed, form), spelling=spelling)
         prepared = time.monotonic()
         judge_probe(engine, families[probe.mechanism], scratch / "checkpoint" / probe.mechanism, matrix)
         clock["reference_s"] = round(clock["reference_s"] + prepared - began, 2)
@@ -244,14 +266,14 @@ def _confirm_compiled(engine: Process, whole: Family, cells: list[Cell], scratch
             cells[index] = again
 
 
-KNOWN: dict[tuple[str, int], Family] = {}
+KNOWN: dict[tuple[str, int, str], Family] = {}
 
 
-def reference(probe: Probe, seed: int) -> Family:
+def reference(probe: Probe, seed: int, form: str = loading.PLAIN) -> Family:
     """The probe's reference runs, kept: a run over many candidates needs them again."""
-    key = probe.mechanism, seed
+    key = probe.mechanism, seed, form
     if key not in KNOWN:
-        KNOWN[key] = family(probe, seed)
+        KNOWN[key] = family(loading.in_form(probe, form), seed)
     return KNOWN[key]
 
 

@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+from ..gate.defects import catalogue
 from ..gate.diagnosis import Hypothesis
 from ..gate.lives import CACHES, LIVES
-from ..gate.probes import registry
-from ..gate.results import Cell, Deviation, Gap, GateReport
+from ..gate.loading import PUBLISHED
+from ..gate.matrix import NOT_ASKED
+from ..gate.results import Beyond, Cell, Deviation, Gap, GateReport
 from ..results import Verdict, overall
 
 FIRST_REVISION = "D076-missing"
 # What kinds of candidates are known not to offer. (transformers loads packed weights where accelerate is installed.)
 NOT_OFFERED_BY = {"dsv4_mlx": (), "hf": ("mtp", CACHES, "weights.fp8", "weights.fp4")}
+BAD = (Verdict.DIVERGES, Verdict.CRASHED)
 WORDS = {
     "oneshot": "one call without a cache",
     "cached": "one call with a cache",
@@ -31,7 +34,8 @@ def gaps_of(cells: list[Cell], missing: list[str], lacking: list[Gap], require: 
     for cell in cells:
         if cell.verdict is Verdict.COVERAGE_GAP and cell.schedule not in missing and cell.mechanism not in seen:
             seen.add(cell.mechanism)
-            gaps.append(Gap(cell.mechanism, f"{cell.mechanism} was not judged: {cell.sentence}"))
+            said = cell.sentence if cell.sentence == NOT_ASKED else f"was not judged: {cell.sentence}"
+            gaps.append(Gap(cell.mechanism, f"{cell.mechanism} {said}"))
     gaps += lacking
     for gap in gaps:
         gap.required = gap.what in require
@@ -51,24 +55,41 @@ def _lacking(report: GateReport) -> list[Cell]:
     """Cells that a candidate of this kind is known to offer and that were not judged."""
     if report.candidate.kind not in NOT_OFFERED_BY:
         return []
-    known = {mechanism for mechanism, probe in registry().items() if probe.optional}
+    known = {row.name for row in report.mechanisms if row.beyond}
     known |= {*NOT_OFFERED_BY[report.candidate.kind]}
     return [cell for cell in report.cells if cell.verdict is Verdict.COVERAGE_GAP and cell.mechanism not in known]
 
 
-def conclude(report: GateReport) -> None:
-    """The verdict and its sentence."""
-    judged = [cell for cell in report.cells if cell.verdict is not Verdict.COVERAGE_GAP]
+def set_apart(report: GateReport) -> None:
+    """List what deviates where no published checkpoint goes, a row each."""
+    for row in report.mechanisms:
+        cells = [cell for cell in report.cells if cell.mechanism == row.name and cell.verdict in BAD]
+        if row.beyond and cells:
+            names = list(dict.fromkeys(name for cell in cells for name in cell.explained_by))
+            titles = [catalogue()[name].title for name in names]
+            schedules = [cell.schedule for cell in cells]
+            report.beyond.append(Beyond(row.name, schedules, row.beyond, cells[0].sentence, names, titles))
+
+
+def conclude(report: GateReport, names: str = "any") -> None:
+    """The verdict and its sentence, from the rows that published checkpoints need."""
+    apart = {row.name for row in report.mechanisms if row.beyond}
+    judged = [cell for cell in report.cells if cell.verdict is not Verdict.COVERAGE_GAP and cell.mechanism not in apart]
+    refused = [one for one in report.loading if one.family == PUBLISHED and one.state == "does not load"]
     report.verdict = overall([cell.verdict for cell in judged])
     lacking = _lacking(report)
     name, required = report.candidate.name, [gap for gap in report.gaps if gap.required]
-    bad = next((cell for cell in judged if cell.verdict in (Verdict.DIVERGES, Verdict.CRASHED)), None)
+    bad = next((cell for cell in judged if cell.verdict in BAD), None)
     if bad is not None:
         report.first_deviation = Deviation(bad.mechanism, bad.schedule, bad.sentence)
         title = next(m.title for m in report.mechanisms if m.name == bad.mechanism)
         said = bad.sentence.rstrip(".")
         verb = "deviates" if bad.verdict is Verdict.DIVERGES else "fails"
         report.sentence = f"{name} {verb} first in {bad.mechanism} ({title}), under {WORDS[bad.schedule]}: {said}."
+    elif names == "raw" and refused:
+        report.verdict = Verdict.DIVERGES
+        said = refused[0].sentence.rstrip(".")
+        report.sentence = f"{name} does not load published checkpoints ({refused[0].form}): {said}."
     elif report.verdict is Verdict.PARITY and required:
         report.verdict = Verdict.COVERAGE_GAP
         said = required[0].sentence.rstrip(".")
@@ -84,6 +105,9 @@ def conclude(report: GateReport) -> None:
         report.sentence = (
             f"{name} computes what the reference computes: {rows} mechanisms, {len(judged)} cells, every one agrees."
         )
+        if report.beyond:
+            found = [f"{one.mechanism} ({', '.join(one.defects) or 'unexplained'})" for one in report.beyond]
+            report.sentence += f" Beyond published configs it deviates in {', '.join(found)}."
         if report.gaps:
             report.sentence += f" Not judged: {', '.join(gap.what for gap in report.gaps)}."
     else:

@@ -17,6 +17,7 @@ OFFERS = {
     "branch": ("copies", (), False),
     "trim": ("trimming", ("is_trimmable", "trim"), False),
     "save_and_restore": ("saving and restoring by mlx-lm's save_prompt_cache", ("state",), False),
+    "weigh": ("weighing by nbytes", ("nbytes",), False),
     "merge": ("batches", ("merge",), False),
     "extract": ("extracting a sequence of a batch", ("extract",), True),
     "filter": ("filtering a batch", ("filter",), True),
@@ -53,6 +54,9 @@ def gaps(port: Port) -> dict[str, str]:
 def _try_trim(cache: list):
     if not mlx_lm_cache.can_trim_prompt_cache(cache):
         raise NotImplementedError("its caches are not trimmable after five tokens")
+    trimmed = copy.deepcopy(cache)
+    mlx_lm_cache.trim_prompt_cache(trimmed, 1)
+    copy.deepcopy(trimmed)  # as mlx-lm's server keeps what it has trimmed
 
 
 def _try_saving(cache: list):

@@ -28,9 +28,13 @@ def show(report_document: dict, console: Console) -> None:
             console.print(f"  [{state.colour}]{state.symbol}[/] {state.meaning}", style="dim")
         console.print("  numbers are error / limit; above 1 is not rounding\n", style="dim")
     first_deviation(document, console)
+    for finding in view.findings_beyond(document):
+        console.print(f"[yellow]beyond published configs:[/] {escape(finding)}")
+    if view.loading(document):
+        console.print(f"loading: {escape(' · '.join(view.loading(document)))}")
     for gap in document["gaps"]:
         required = " [red](required)[/]" if gap["required"] else ""
-        console.print(f"[yellow]not offered:[/] {escape(gap['what'])}: {escape(gap['sentence'])}{required}")
+        console.print(f"[yellow]not judged:[/] {escape(gap['what'])}: {escape(gap['sentence'])}{required}")
     for note in document["notes"]:
         console.print(f"note: {escape(note)}")
     if document["reproduce"]:

@@ -31,6 +31,8 @@ def page(document: dict) -> str:
         counts=view.counts(document),
         layers=layers(document),
         place=view.place(document),
+        loading=view.loading(document),
+        beyond=view.findings_beyond(document),
         clock=view.clock(document),
         schedules=view.SCHEDULES,
         drifting=view.has_drift(document),

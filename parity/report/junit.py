@@ -18,9 +18,11 @@ def xml(document: dict) -> str:
     """
     document = view.cleaned(document)
     name = f"parity gate {document['candidate']['name']}"
-    suite = Element("testsuite", name=name)
+    suite, beyond = Element("testsuite", name=name), view.beyond(document)
     for cell in document["cells"]:
-        child = CHILDREN.get(cell["verdict"])
+        child = (
+            "skipped" if cell["mechanism"] in beyond and cell["verdict"] in CHILDREN else CHILDREN.get(cell["verdict"])
+        )
         case = SubElement(suite, "testcase", classname=f"parity.{cell['mechanism']}", name=cell["schedule"])
         if child:
             detail = SubElement(case, child, message=cell["sentence"], type=cell["verdict"])
@@ -49,6 +51,8 @@ def xml(document: dict) -> str:
 def details(document: dict, cell: dict) -> list[str]:
     """What a reader of a red test case wants to know: why it may be red, how the limit came about, how to see it."""
     lines = [cell["sentence"]]
+    if cell["mechanism"] in view.beyond(document):
+        lines.append(f"does not count: {view.beyond(document)[cell['mechanism']]}")
     if cell["explained_by"]:
         lines.append(f"behaves exactly like the reference with {', '.join(cell['explained_by'])}")
     if cell["because"]:

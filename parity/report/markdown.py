@@ -17,7 +17,9 @@ def summary(document: dict) -> str:
         text(document["sentence"]),
         *diagnosis(document),
         *matrix(document),
-        *listed("Not offered, so not judged", [_gap(gap) for gap in document["gaps"]]),
+        *listed("Not judged", [_gap(gap) for gap in document["gaps"]]),
+        *listed("Beyond published configs", [text(finding) for finding in view.findings_beyond(document)]),
+        *listed("Loading", [text(one) for one in view.loading(document)]),
         *listed("Notes", [text(note) for note in document["notes"]]),
     ]
     if document["reproduce"]:

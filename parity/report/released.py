@@ -5,15 +5,15 @@ from __future__ import annotations
 import sys
 from pathlib import Path
 
-from . import document
+from . import document, view
 from .markdown import text
 
 
 def table(reports: list[tuple[str, dict]]) -> str:
     """Markdown of (name, document of the gate), in the order given."""
     lines = [
-        "| port | verdict | first deviation | named | red cells | raises, or is not offered |",
-        "|---|---|---|---|---|---|",
+        "| port | verdict | first deviation | named | red cells | beyond published configs | not judged |",
+        "|---|---|---|---|---|---|---|",
     ]
     for name, report in reports:
         first = report["first_deviation"]
@@ -23,15 +23,18 @@ def table(reports: list[tuple[str, dict]]) -> str:
             for defect, title in zip(d["defects"], d["titles"], strict=True)
         ]
         unexplained = [d["sentence"] for d in report["diagnosis"] if not d["defects"]]
-        red = [cell for cell in report["cells"] if cell["verdict"] == "diverges"]
-        crashed = sorted({cell["mechanism"] for cell in report["cells"] if cell["verdict"] == "crashed"})
+        cells = [cell for cell in report["cells"] if cell["mechanism"] not in view.beyond(report)]
+        red = [cell for cell in cells if cell["verdict"] == "diverges"]
+        crashed = sorted({cell["mechanism"] for cell in cells if cell["verdict"] == "crashed"})
         gaps = [gap["what"] for gap in report["gaps"]] + [f"{mechanism} (raises)" for mechanism in crashed]
         columns = (
             name,
             report["verdict"],
             f"{first['mechanism']}, {first['schedule']}" if first else "none",
             "; ".join(text(entry) for entry in [*named, *unexplained]) or "nothing",
-            f"{len(red)} of {len(report['cells'])}",
+            f"{len(red)} of {len(cells)}",
+            ", ".join(f"{one['mechanism']} ({', '.join(one['defects']) or 'unexplained'})" for one in report["beyond"])
+            or "nothing",
             ", ".join(gaps) or "nothing",
         )
         lines.append(f"| {' | '.join(columns)} |")

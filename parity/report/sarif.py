@@ -16,7 +16,7 @@ def log(document: dict, folder: Path | None = None) -> dict:
     refuse results without a place, so for a candidate whose source is unknown they become notifications of the run.
     """
     document = view.cleaned(document)
-    found = [*_defects(document), *_mechanisms(document), *_gaps(document)]
+    found = [*_defects(document), *_mechanisms(document), *_beyond(document), *_gaps(document)]
     location = _location(document, folder or Path.cwd())
     if not found and document["verdict"] != "parity":
         found = [("verdict", "the verdict as a whole", "error", document["sentence"])]
@@ -65,7 +65,7 @@ def _mechanisms(document: dict) -> list[tuple[str, str, str, str]]:
     """Red mechanisms with a cell that no diagnosed defect explains, or that crashed."""
     found = []
     for row in document["mechanisms"]:
-        cells = [cell for cell in document["cells"] if cell["mechanism"] == row["name"]]
+        cells = [cell for cell in document["cells"] if cell["mechanism"] == row["name"] and not row["beyond"]]
         red = [c for c in cells if c["verdict"] == "crashed" or (c["verdict"] == "diverges" and not c["explained_by"])]
         if not red:
             continue
@@ -77,9 +77,17 @@ def _mechanisms(document: dict) -> list[tuple[str, str, str, str]]:
     return found
 
 
+def _beyond(document: dict) -> list[tuple[str, str, str, str]]:
+    titles = {row["name"]: row["title"] for row in document["mechanisms"]}
+    found = zip(document["beyond"], view.findings_beyond(document), strict=True)
+    return [
+        (one["mechanism"], titles[one["mechanism"]], "note", f"Beyond published configs: {said}") for one, said in found
+    ]
+
+
 def _gaps(document: dict) -> list[tuple[str, str, str, str]]:
     return [
-        (f"gap.{gap['what']}", f"not offered: {gap['what']}", "error" if gap["required"] else "note", gap["sentence"])
+        (f"gap.{gap['what']}", f"not judged: {gap['what']}", "error" if gap["required"] else "note", gap["sentence"])
         for gap in document["gaps"]
     ]
 

@@ -40,10 +40,11 @@ STATES = {
         State("parity", "✓", "agrees within the limit", "green"),
         State("first", "✖", "the first deviation: look here", "bold white on red", red=True),
         State("diverges", "✗", "deviates", "red", red=True),
+        State("beyond", "○", "deviates, and no published checkpoint needs it", "yellow"),
         State("explained", "≡", "deviates exactly as a known defect does", "magenta", red=True),
         State("follows", "↳", "deviates, and may only follow from a mechanism above", "dim red", red=True),
         State("crashed", "!", "the candidate raised, hung or died", "bold red"),
-        State("gap", "–", "not offered, so not judged", "yellow"),
+        State("gap", "–", "not judged", "yellow"),
         State("unclear", "?", "could not be judged", "yellow"),
         State("absent", "·", "not part of this run", "dim"),
     )
@@ -72,12 +73,39 @@ def state(document: dict, cell: dict | None) -> State:
     """How a cell is shown; None is a place of the matrix that has no cell."""
     if cell is None:
         return STATES["absent"]
+    if cell["verdict"] in ("diverges", "crashed") and cell["mechanism"] in beyond(document):
+        return STATES["beyond"]
     if cell["verdict"] != "diverges":
         return STATES[PLAIN_STATES[cell["verdict"]]]
     first = document["first_deviation"]
     if first and (first["mechanism"], first["schedule"]) == (cell["mechanism"], cell["schedule"]):
         return STATES["first"]
     return STATES["explained" if cell["explained_by"] else "follows" if cell["because"] else "diverges"]
+
+
+def beyond(document: dict) -> dict[str, str]:
+    """Mechanisms that do not count, and why no published checkpoint needs them."""
+    return {row["name"]: row["beyond"] for row in document["mechanisms"] if row["beyond"]}
+
+
+def findings_beyond(document: dict) -> list[str]:
+    """What deviates beyond published configs, a sentence each."""
+    return [
+        f"{one['mechanism']} ({', '.join(one['schedules'])}), though {one['why']}: "
+        + (
+            "; ".join(f"{title} ({name})" for name, title in zip(one["defects"], one["titles"], strict=True))
+            or one["sentence"]
+        )
+        for one in document["beyond"]
+    ]
+
+
+def loading(document: dict) -> list[str]:
+    """What it did with each checkpoint that was tried, `F1 packed: loads`; empty where it took all of them."""
+    tried = [one for one in document["loading"] if one["state"] != "not tried"]
+    if all(one["state"] == "loads" for one in tried):
+        return []
+    return [f"{one['family']} {one['form']}: {one['state']}" for one in tried]
 
 
 def states_shown(document: dict) -> list[State]:
@@ -110,7 +138,7 @@ def ratio(value: float | str) -> str:
 def mark(document: dict, cell: dict | None) -> str:
     """A cell in a few characters: its symbol, and its ratio where it was measured."""
     shown = state(document, cell)
-    measured = cell is not None and (shown.red or shown.name == "parity")
+    measured = cell is not None and cell["verdict"] in ("parity", "diverges")
     return f"{shown.symbol} {ratio(cell['ratio'])}" if measured else shown.symbol
 
 

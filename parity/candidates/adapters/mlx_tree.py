@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 import mlx.core as mx
+import mlx.nn as nn
 import numpy as np
 
 from ...judging.taps import wrapped
@@ -48,6 +49,7 @@ class MLXPort:
             weights.update(mx.load(str(shard)))
         if hasattr(model, "sanitize"):
             weights = model.sanitize(weights)
+        quantize(model, config, weights)
         model.load_weights(list(weights.items()), strict=True)
         mx.eval(model.parameters())
         self.model = model
@@ -121,6 +123,20 @@ class MLXPort:
             for index, value in enumerate(arrays_of(output)):
                 if mx.issubdtype(value.dtype, mx.floating) and value.size < LARGEST_TAP:
                     yield f"{path}#{index}" if index else path, kind, numpy_of(value)
+
+
+def quantize(model: nn.Module, config: dict, weights: dict[str, mx.array]) -> None:
+    """As both libraries' loaders do it: modules whose scales are there, in the format that the config names."""
+    told = config.get("quantization")
+    if not isinstance(told, dict) or "bits" not in told:
+        return
+
+    def chosen(path: str, module: nn.Module):
+        if path in told:
+            return told[path]
+        return hasattr(module, "to_quantized") and f"{path}.scales" in weights
+
+    nn.quantize(model, told["group_size"], told["bits"], mode=told.get("mode", "affine"), class_predicate=chosen)
 
 
 def classes(module) -> tuple[type, type]:

@@ -26,7 +26,8 @@ class Probe:
     first call under `decode`, or of the first two under `batch`; all later ones come one by one. chunks: tokens a call
     under `chunks`.
     profile: the first profile that runs it. calls: tokens a call of the reference's own run. mtp: whether the MTP
-    block's logits are judged. optional: no published model asks for it, so a port that refuses to load it has a gap.
+    block's logits are judged. beyond: why no published checkpoint needs it, where none does: a port that refuses to
+    load it has a gap then, and one that deviates is right for what is published.
     """
 
     mechanism: str
@@ -43,7 +44,7 @@ class Probe:
     schedules: tuple[str, ...] = SCHEDULES
     calls: tuple[int, ...] = ()
     mtp: bool = False
-    optional: bool = False
+    beyond: str = ""
 
     def __post_init__(self):
         if sum(self.chunks) != self.tokens or (self.calls and sum(self.calls) != self.tokens):

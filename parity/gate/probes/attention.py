@@ -1,5 +1,7 @@
 """Window attention, piece by piece: what is seen, the sink, the output's groups, the queries, the norms' eps."""
 
+from functools import partial
+
 from . import Probe
 from .weights import FAR_FROM_EPS, LOUD, NORMED, Weights, config
 
@@ -35,11 +37,11 @@ def content(weights: Weights) -> None:
     weights.without_positions()
 
 
-def eps(weights: Weights) -> None:
-    """Latents and rows whose mean square is near eps."""
+def eps(weights: Weights, rms: float) -> None:
+    """Latents, rows and heads of this size; eps is near its square."""
     content(weights)
-    weights.scale(NORMED, 0.2 / FAR_FROM_EPS)
-    weights.scale(r".*\.attn\.wq_b\.weight", 0.2)
+    weights.scale(NORMED, rms / FAR_FROM_EPS)
+    weights.scale(r".*\.attn\.wq_b\.weight", rms)
 
 
 PROBES = (
@@ -83,9 +85,19 @@ PROBES = (
         "norm.eps",
         "the eps of the norms within attention",
         "5",
-        config(0, rms_norm_eps=0.05),
-        eps,
+        config(0),
+        partial(eps, rms=1e-3),
         needs=("attention.output",),
+        **WINDOW,
+    ),
+    Probe(
+        "norm.eps_value",
+        "an eps of the norms that is not 1e-6",
+        "5",
+        config(0, rms_norm_eps=0.05),
+        partial(eps, rms=0.2),
+        needs=("norm.eps",),
+        beyond="every published config has rms_norm_eps 1e-6",
         **WINDOW,
     ),
 )

@@ -32,7 +32,7 @@ def ape(weights: Weights) -> None:
 
 def probes(kind: str, ratio: int, schedule: dict, first: tuple[str, ...]) -> tuple[Probe, ...]:
     """The same four questions at either ratio."""
-    name, shape = f"compressor.{kind}", config(ratio)
+    name, shape = f"compressor.{kind}", config(ratio, num_attention_heads=2)
     rows = f"rope.{kind}_rows"
     return (
         Probe(

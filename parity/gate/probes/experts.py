@@ -112,12 +112,12 @@ PROBES = (
     *(
         Probe(
             f"router.{function}",
-            f"{function} as the score function, which no published model uses",
+            f"{function} as the score function",
             "10",
             config(0, scoring_func=function),
             partial(routed, gain=0.3, bias=1.0),
             needs=("router.choice",),
-            optional=True,
+            beyond="every published config has scoring_func sqrtsoftplus",
             **SHORT,
         )
         for function in ("sigmoid", "softmax")

@@ -43,7 +43,7 @@ def large(rows: int, profile: str, name: str) -> Probe:
         name,
         f"the choice among {rows} rows and more",
         "9",
-        config(4, index_topk=8, num_attention_heads=2, hidden_size=16),
+        config(4, index_topk=8, num_attention_heads=2, index_n_heads=2),
         Weights.only_attention,
         tokens=tokens,
         prompt=prompt,

@@ -13,7 +13,21 @@ ALL = (
     "hc.dynamic",
     "hc.head",
 )
-SIZES = {"sliding_window": 16, "index_topk": 12, "hc_sinkhorn_iters": 20, "swiglu_limit": 2.0}
+SIZES = {"num_attention_heads": 2, "sliding_window": 16, "index_topk": 12, "hc_sinkhorn_iters": 20}
+
+ODD = {
+    "vocab_size": 46,
+    "hidden_size": 36,
+    "num_attention_heads": 3,
+    "o_groups": 1,
+    "head_dim": 28,
+    "qk_rope_head_dim": 12,
+    "q_lora_rank": 18,
+    "o_lora_rank": 10,
+    "index_head_dim": 20,
+    "moe_intermediate_size": 22,
+    "n_routed_experts": 5,
+}
 
 
 def as_drawn(weights: Weights) -> None:
@@ -49,6 +63,17 @@ PROBES = (
         config(128, 128, 4, 0, mtp=1, num_hash_layers=1, routed_scaling_factor=2.5, **SIZES),
         as_drawn,
         needs=ALL,
+        **LENGTH,
+    ),
+    Probe(
+        "model.odd_sides",
+        "the whole model, with sides that are no multiples of 32",
+        "3",
+        config(0, 4, 128, 0, num_hash_layers=1, **SIZES | ODD),
+        as_drawn,
+        needs=("model.flash",),
+        beyond="sides of published models are multiples of 64",
+        schedules=("cached", "decode"),
         **LENGTH,
     ),
 )

@@ -1,5 +1,7 @@
 """Weights as published: fp8 matrices with a scale for 128x128 elements, experts in fp4 with one for 32."""
 
+from dataclasses import replace
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor
@@ -17,6 +19,8 @@ SIZES = {
     "o_lora_rank": 128,
     "moe_intermediate_size": 128,
     "num_attention_heads": 2,
+}
+PACKED = {
     "expert_dtype": "fp4",
     "quantization_config": {
         "quant_method": "fp8",
@@ -50,7 +54,7 @@ def pack_fp4(weight: Tensor, group: int = 32) -> tuple[Tensor, Tensor]:
     return (code[..., 0] | code[..., 1] << 4).view(torch.int8), scale.to(torch.float8_e8m0fnu)
 
 
-def packed(weights: Weights) -> None:
+def packed(weights: Weights, experts_only: bool = False) -> None:
     """Packed what published checkpoints pack, all else in float32.
 
     Published checkpoints have bfloat16 there. But MLX's quantised products on the CPU add up in the type of the
@@ -59,12 +63,22 @@ def packed(weights: Weights) -> None:
     tensors = {}
     for name, tensor in weights.tensors.items():
         leaf = name.split(".")[-2] if name.endswith(".weight") else ""
-        if ".experts." in name or ".shared_experts." in name or leaf in IN_FP8:
+        if ".experts." in name or (not experts_only and (".shared_experts." in name or leaf in IN_FP8)):
             pack = pack_fp4 if ".experts." in name else pack_fp8
             tensors[name], tensors[name.removesuffix("weight") + "scale"] = pack(tensor)
         else:
             tensors[name] = tensor
     weights.tensors = tensors
+
+
+def in_form(probe: Probe, experts_only: bool) -> Probe:
+    """Any probe with its weights packed, for ports that take no others."""
+
+    def recipe(weights: Weights) -> None:
+        probe.recipe(weights)
+        packed(weights, experts_only)
+
+    return replace(probe, config=probe.config | PACKED, recipe=recipe)
 
 
 def fp8(weights: Weights) -> None:
@@ -92,26 +106,26 @@ PROBES = (
         "weights.fp8",
         "matrices stored in fp8",
         "12.1, 13",
-        config(0, **SIZES),
+        config(0, **SIZES, **PACKED),
         fp8,
         needs=("experts.shared",),
         **SHORT,
     ),
     Probe(
         "weights.fp8_edges",
-        "fp8 matrices with sides that are no multiples of 128, which no published model has",
+        "fp8 matrices with sides that are no multiples of 128",
         "12.1",
-        config(0, **SIZES | {"moe_intermediate_size": 160}),
+        config(0, **SIZES | PACKED | {"moe_intermediate_size": 160}),
         edges,
         needs=("weights.fp8",),
-        optional=True,
+        beyond="sides of published fp8 matrices are multiples of 128",
         **SHORT,
     ),
     Probe(
         "weights.fp4",
         "experts stored in fp4",
         "12.3, 13",
-        config(0, **NEARLY_ALL, **SIZES),
+        config(0, **NEARLY_ALL, **SIZES, **PACKED),
         fp4,
         needs=("weights.fp8", "router.scores"),
         **SHORT,
