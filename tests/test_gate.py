@@ -244,6 +244,18 @@ def test_a_bundle_of_another_kind_shows_what_the_package_gives(tmp_path, name):
     assert errors.max() <= limit
 
 
+def test_a_bundle_of_a_file_in_a_package_finds_the_package(judged, few, tmp_path):
+    few("embedding", "hc.comb")
+    port = tmp_path / "elsewhere" / "a_port"
+    port.mkdir(parents=True)
+    shutil.copy(path_of("mixes_untransposed"), port / "real.py")
+    (port / "model.py").write_text("from .real import Model, ModelArgs\n")
+    (port / "__init__.py").write_text("")
+    judged(str(port / "model.py"), "--bundle", str(tmp_path / "case"))
+    errors, limit = shown(tmp_path / "case", "", tmp_path)
+    assert errors[-1] > limit
+
+
 def test_there_is_no_bundle_where_nothing_differs(judged, few, tmp_path):
     few("embedding")
     report = judged("dsv4_mlx", "--bundle", str(tmp_path / "case"))

@@ -21,6 +21,7 @@ from .progress import Progress
 EPILOG = """\
 candidates:
   path/to/mlx_lm/models/deepseek_v4.py   a model file; relative imports resolve in its tree, or in the installed mlx-lm
+  path/to/port/models/deepseek_v4.py     a model file in a package of its own, imported as part of that
   path/to/mlx-lm, path/to/mlx-vlm        a checkout or an unpacked release
   mlx_vlm.models.deepseek_v4             a module that is installed here
   hf                                     Hugging Face's model

@@ -13,6 +13,7 @@ from pathlib import Path
 import numpy as np
 import torch
 
+from ..candidates.adapters import resolve
 from ..candidates.adapters.problems import CandidateProblem
 from ..errors import BadInput
 from ..results import Verdict
@@ -164,14 +165,20 @@ def _first(calls: tuple[int, ...], tokens: int) -> tuple[int, ...]:
 def script(candidate: Candidate, family: Family, cell: Cell, tokens: int) -> str:
     """show.py: loads the checkpoint with the port's own package and prints the error of each token."""
     kind = "hf" if candidate.kind == "hf" else "mlx"
-    name = repr(str(Path(candidate.name).resolve())) if candidate.kind == "model_file" else candidate.name
+    name, before = candidate.name, ""
+    if candidate.kind == "model_file":
+        name = repr(str(Path(name).resolve()))
+    elif candidate.kind == "module" and Path(name).is_file():
+        target = resolve(name)
+        name = target.module
+        before = f"import sys\nsys.path.insert(0, {target.root!r})  # the port's package lies there\n"
     mtp = family.probe.mtp
     sentence = f"{cell.mechanism} ({family.probe.title}): {cell.sentence}".replace("\\", "/").replace('"""', "'''")
     return SCRIPT.format(
         sentence=sentence,
         argument=" [PATH/TO/THE/MODEL/FILE.py]" if candidate.kind == "model_file" else "",
         imports="" if kind == "hf" else "import mlx.core as mx\n",
-        loading=LOADING[candidate.kind].replace("{name}", name),
+        loading=before + LOADING[candidate.kind].replace("{name}", name),
         feeding=FEEDING["mtp" if mtp else kind],
         further=" + 1" if mtp else "",
         reading=READING[kind],
