@@ -13,7 +13,7 @@ import traceback
 from importlib import metadata
 from pathlib import Path
 
-from . import containment
+from . import containment, mending
 from .adapters import Target, load_adapter
 from .adapters.imports import missing_imports
 from .adapters.problems import NotOffered
@@ -39,7 +39,9 @@ class Worker:
     def __init__(self):
         self.port = None
 
-    def start(self, candidate: dict[str, str]) -> dict[str, object]:
+    def start(self, candidate: dict[str, str], supplied: list[tuple[str, str]]) -> dict[str, object]:
+        if supplied:
+            mending.supply(supplied)
         self.target = Target(**candidate)
         port = load_adapter(self.target)
         model_class = port.start()
@@ -177,6 +179,8 @@ def serve(requests, answers, attempts: list[str]) -> None:
         except BaseException as error:  # a candidate may raise KeyboardInterrupt as well as anything else
             traceback.print_exc()
             answer = {"error": problem(error, getattr(worker, "target", None))}
+            if do == "start":
+                answer["error"]["lacks"] = mending.lacking(error)
         if attempts:
             answer = {"error": {"kind": "wrote outside", "message": attempts[0]}}
             attempts.clear()

@@ -96,6 +96,11 @@ def add(commands) -> None:
         help="any (default): a port that takes the names of conversions only is judged on those; raw: it must load the "
         "published ones",
     )
+    gate.add_argument(
+        "--mend-imports",
+        action="store_true",
+        help="go on where a file lacks names of typing, collections.abc or dataclasses: supply them, and say so",
+    )
     gate.set_defaults(command=command, problem=problem)
 
 
@@ -135,6 +140,7 @@ def command(options: argparse.Namespace, started: float) -> int:
             progress,
             bundle_folder=Path(options.bundle) if options.bundle else None,
             names=options.family,
+            mend=options.mend_imports,
         )
     report.clock = {"import_s": round(imported, 2)} | report.clock
     return finish(report, options, old)

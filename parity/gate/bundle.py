@@ -8,6 +8,7 @@ import json
 import os
 import shutil
 import tempfile
+from collections.abc import Iterable
 from pathlib import Path
 
 import numpy as np
@@ -15,6 +16,7 @@ import torch
 
 from ..candidates.adapters import resolve
 from ..candidates.adapters.problems import CandidateProblem
+from ..candidates.mending import source_of
 from ..errors import BadInput
 from ..results import Verdict
 from .families import Family
@@ -91,6 +93,7 @@ def write(candidate: Candidate, engine: Engine, family: Family, cell: Cell, fold
     temporary = folder.with_name(f".{folder.name}.{os.getpid()}")
     try:
         family.write(temporary / "checkpoint")
+        supplied = {name for _, name in getattr(engine, "supplied", ())}
         rows, tokens = family.rows(cell.schedule), sum(calls)
         np.save(temporary / "ids.npy", family.ids[:rows].numpy().astype(np.int32))
         np.save(temporary / "expected.npy", family.exact[:rows].float().numpy())
@@ -104,7 +107,7 @@ def write(candidate: Candidate, engine: Engine, family: Family, cell: Cell, fold
             "sentence": cell.sentence,
         }
         (temporary / "case.json").write_text(json.dumps(case, indent=1) + "\n", encoding="utf-8")
-        (temporary / "show.py").write_text(script(candidate, family, cell, tokens), encoding="utf-8")
+        (temporary / "show.py").write_text(script(candidate, family, cell, tokens, supplied), encoding="utf-8")
         temporary.rename(folder)
     except OSError as error:
         shutil.rmtree(temporary, ignore_errors=True)
@@ -162,8 +165,9 @@ def _first(calls: tuple[int, ...], tokens: int) -> tuple[int, ...]:
     return tuple(taken)
 
 
-def script(candidate: Candidate, family: Family, cell: Cell, tokens: int) -> str:
-    """show.py: loads the checkpoint with the port's own package and prints the error of each token."""
+def script(candidate: Candidate, family: Family, cell: Cell, tokens: int, supplied: Iterable[str] = ()) -> str:
+    """show.py: loads the checkpoint with the port's own package and prints the error of each token. `supplied` are
+    names of `typing` and the like that the port lacks."""
     kind = "hf" if candidate.kind == "hf" else "mlx"
     name, before = candidate.name, ""
     if candidate.kind == "model_file":
@@ -172,6 +176,9 @@ def script(candidate: Candidate, family: Family, cell: Cell, tokens: int) -> str
         target = resolve(name)
         name = target.module
         before = f"import sys\nsys.path.insert(0, {target.root!r})  # the port's package lies there\n"
+    for lacked in sorted(supplied):
+        source = source_of(lacked)
+        before += f"import builtins, {source}  # the port lacks {lacked}\nbuiltins.{lacked} = {source}.{lacked}\n"
     mtp = family.probe.mtp
     sentence = f"{cell.mechanism} ({family.probe.title}): {cell.sentence}".replace("\\", "/").replace('"""', "'''")
     return SCRIPT.format(

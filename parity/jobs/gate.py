@@ -41,20 +41,22 @@ def judge(
     environment: dict | None = None,
     bundle_folder: Path | None = None,
     names: str = "any",
+    mend: bool = False,
 ) -> GateReport:
     """Judge a candidate, in a process of its own. Raises BadInput where the target is none.
 
     ``names``: "raw" where it must load the published ones, "any" where those of a conversion will do.
+    ``mend``: supply the names of ``typing`` and the like that it lacks, a note each.
     """
     resolved = resolve(target)
     report = GateReport(Candidate(target, resolved.kind), profile, seed, Verdict.INCONCLUSIVE, "")
     report.environment = check_environment() if environment is None else environment
-    report.reproduce = command(target, profile, seed, timeout, memory, require, names)
+    report.reproduce = command(target, profile, seed, timeout, memory, require, names, mend)
     with tempfile.TemporaryDirectory(prefix="parity-", ignore_cleanup_errors=True) as scratch:
         started = time.monotonic()
         progress(f"starting {target}")
         try:
-            with Process(resolved, Path(scratch), timeout, memory) as process:
+            with Process(resolved, Path(scratch), timeout, memory, report.notes.append if mend else None) as process:
                 _describe(report.candidate, process.facts)
                 report.clock["start_s"] = round(time.monotonic() - started, 2)
                 families = _judge(process, of_profile(profile), report, Path(scratch), set(require), progress, names)
@@ -81,6 +83,7 @@ def command(
     memory: float,
     require: Iterable[str],
     names: str = "any",
+    mend: bool = False,
 ) -> str:
     """The command line that judges so again, as a shell needs it: people paste it, and names may be anything."""
     words = ["parity", "gate", *(["--"] if target.startswith("-") else []), target]
@@ -93,6 +96,7 @@ def command(
         options += ["--require", what]
     if names != "any":
         options += ["--family", names]
+    options += ["--mend-imports"] * mend
     return shlex.join([*words[:2], *options, *words[2:]] if words[2] == "--" else [*words, *options])
 
 

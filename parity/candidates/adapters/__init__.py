@@ -159,7 +159,7 @@ def _own_package(path: Path) -> tuple[str, Path] | None:
     """
     holds = lambda folder: (folder / "__init__.py").is_file()  # noqa: E731
     parts, root = [] if path.name == "__init__.py" else [path.stem], path.parent
-    while "." not in root.name and (holds(root) or holds(root.parent)):
+    while root.name and "." not in root.name and (holds(root) or holds(root.parent)):
         parts.insert(0, root.name)
         root = root.parent
     if root == path.parent or "." in path.stem:
