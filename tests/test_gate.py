@@ -407,6 +407,7 @@ def test_other_names_are_not_mended(judged, few, tmp_path, line):
     report = judged(str(tmp_path / "port.py"), "--mend-imports")
     assert (report["exit_code"], report["verdict"]) == (4, "crashed")
     assert "Error while it was imported (port.py:" in report["sentence"]
+    assert len(report["notes"]) == (line == "del Any")  # once
     assert "--mend-imports" not in report["sentence"]
 
 

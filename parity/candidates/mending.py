@@ -25,7 +25,7 @@ def source_of(name: str) -> str | None:
 
 def lacking(error: BaseException) -> dict[str, str] | None:
     """The file and the global name of it that ended what it did, where that is a trifle."""
-    if type(error) is not NameError or not error.name or source_of(error.name) is None:  # not UnboundLocalError
+    if not isinstance(error, NameError) or not error.name or source_of(error.name) is None:
         return None
     trace = error.__traceback__
     while trace.tb_next is not None:

@@ -151,6 +151,7 @@ def problem(error: BaseException, target: Target | None) -> dict[str, object]:
         kind = "missing imports"
     message = " ".join(str(error).split())[:LONGEST_MESSAGE]
     found = {"kind": kind, "type": type(error).__name__, "message": message, "where": place_of(error, target)}
+    found["lacks"] = mending.lacking(error)
     return found | ({"names": names} if kind == "missing imports" else {})
 
 
@@ -179,8 +180,6 @@ def serve(requests, answers, attempts: list[str]) -> None:
         except BaseException as error:  # a candidate may raise KeyboardInterrupt as well as anything else
             traceback.print_exc()
             answer = {"error": problem(error, getattr(worker, "target", None))}
-            if do == "start":
-                answer["error"]["lacks"] = mending.lacking(error)
         if attempts:
             answer = {"error": {"kind": "wrote outside", "message": attempts[0]}}
             attempts.clear()

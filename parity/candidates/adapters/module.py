@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import sys
 from pathlib import Path
 
@@ -20,8 +21,7 @@ class Port(MLXPort):
             put_first(target.root)
 
     def start(self) -> type:
-        model_class = super().start()
-        found = self.module.__file__
-        if self.target.path and Path(found).resolve() != Path(self.target.path):
+        found = getattr(importlib.import_module(self.target.module), "__file__", None)
+        if self.target.path and Path(found or "").resolve() != Path(self.target.path):
             raise ImportError(f"{self.target.module} is {found} here, which is not the file that was named")
-        return model_class
+        return super().start()
