@@ -18,7 +18,8 @@ import dsv4_mlx
 from parity.candidates.adapters import Target, resolve
 from parity.candidates.adapters.imports import missing_modules
 from parity.candidates.adapters.stored import all_float32
-from parity.candidates.process import MissingImports, NotOffered, Process
+from parity.candidates.pip_names import with_pip_names
+from parity.candidates.process import MissingImports, NotOffered, Process, Raised
 from parity.cases.resources import fixtures_path
 from parity.cases.strategies import checkpoint_tensors
 from parity.environment import installed_version
@@ -75,6 +76,30 @@ def test_a_file_in_a_checkout_belongs_to_it(tmp_path):
 def test_a_file_of_a_partial_tree_stands_alone(tmp_path):
     file = tree(tmp_path, "mlx_lm", whole=False) / "mlx_lm" / "models" / "deepseek_v4.py"
     assert resolve(str(file)).kind == "model_file"
+
+
+def package(root, *folders, without=()):
+    """A file in packages within each other; no __init__.py in the folders `without`."""
+    for depth in range(len(folders)):
+        folder = root.joinpath(*folders[: depth + 1])
+        folder.mkdir(parents=True, exist_ok=True)
+        if folders[depth] not in without:
+            (folder / "__init__.py").write_text("")
+    (folder / "deepseek_v4.py").write_text(PORT)
+    return folder / "deepseek_v4.py"
+
+
+@pytest.mark.parametrize("without", [(), ("models",)])
+def test_a_file_in_a_package_of_its_own_belongs_to_it(tmp_path, without):
+    file = package(tmp_path, "a_port", "models", without=without)
+    expected = Target(str(file), "module", "a_port.models.deepseek_v4", str(tmp_path), str(file))
+    assert resolve(str(file)) == expected
+    assert resolve(str(file.parents[1] / "__init__.py")).module == "a_port"
+
+
+def test_a_file_is_alone_where_no_name_leads_to_it(tmp_path):
+    for folders, without in [(("a_port", "models"), ("a_port", "models")), (("a.port",), ()), (("a", "b", "c"), "bc")]:
+        assert resolve(str(package(tmp_path, *folders, without=without))).kind == "model_file"
 
 
 def test_dotted_modules_are_found_and_not_imported(tmp_path, monkeypatch):
@@ -170,6 +195,24 @@ def test_a_checkout_of_mlx_lm(tmp_path):
     assert same(logits, own(tmp_path))
     assert facts["kind"] == "mlx_lm"
     assert facts["versions"]["mlx-lm"] == "0.0.checkout"
+
+
+def test_a_file_in_a_package_is_driven_as_part_of_it(tmp_path, monkeypatch):
+    for name, mine in (("mine", True), ("installed", False)):  # of one name: the file that was named is the port
+        file = package(tmp_path / name, "a_port", "models", without=("models",))
+        (file.parents[1] / "helper.py").write_text(f"MINE = {mine}\n")
+        file.write_text(f"from ..helper import MINE\nassert MINE\n{PORT}")
+    monkeypatch.setenv("PYTHONPATH", str(tmp_path / "installed"))
+    facts, *logits = judged(tmp_path / "mine" / "a_port" / "models" / "deepseek_v4.py", tmp_path)
+    assert same(logits, own(tmp_path))
+    assert facts["kind"] == "module"
+
+
+def test_a_package_that_another_one_hides_is_not_judged_in_its_place(tmp_path):
+    file = package(tmp_path, "numpy").rename(tmp_path / "numpy" / "linalg.py")  # what drives a port uses the other one
+    said = sentence(Raised, Process(resolve(str(file)), tmp_path, timeout=60, memory=8).__enter__)
+    assert "numpy.linalg is " in said
+    assert "which is not the file that was named" in said
 
 
 def test_a_dotted_module(tmp_path, monkeypatch):
@@ -277,6 +320,26 @@ def test_missing_modules_are_those_that_run_on_import(tmp_path, monkeypatch):
     )
     monkeypatch.syspath_prepend(tmp_path)
     assert missing_modules("a_port.models.model", []) == ["lacking_one", "lacking_three", "lacking_two"]
+
+
+def test_all_that_a_package_lacks_is_one_sentence_with_pips_names(tmp_path):
+    file = package(tmp_path, "a_port", "models", without=("models",))
+    (tmp_path / "a_port" / "__init__.py").write_text("import lacking_one\n")
+    (tmp_path / "a_port" / "helper.py").write_text("from google.lacking_two.part import x\nimport json\n")
+    file.write_text("from ..helper import x\nimport lacking_one.part\n" + PORT)
+    said = sentence(MissingImports, Process(resolve(str(file)), tmp_path, timeout=60, memory=8).__enter__)
+    assert said == "The candidate imports what is not installed: google.lacking_two, lacking_one."
+
+
+def test_pips_names(monkeypatch):
+    monkeypatch.setattr("importlib.metadata.packages_distributions", lambda: {"mlx_lm": ["mlx-lm"], "yaml": ["PyYAML"]})
+    assert with_pip_names(["google.protobuf", "PIL", "lacking_one"]) == (
+        "google.protobuf (pip: protobuf), PIL (pip: Pillow), lacking_one"
+    )
+    version = installed_version("mlx-lm")
+    assert with_pip_names(["mlx_lm.models.x", "other.x", "yaml", "mlx_vlm"]) == (
+        f"mlx_lm.models.x (the installed mlx-lm {version} lacks it), other.x, yaml, mlx_vlm (pip: mlx-vlm)"
+    )
 
 
 def test_libraries_that_are_missed_later_than_at_the_import_are_named_too(tmp_path):

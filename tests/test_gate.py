@@ -244,6 +244,18 @@ def test_a_bundle_of_another_kind_shows_what_the_package_gives(tmp_path, name):
     assert errors.max() <= limit
 
 
+def test_a_bundle_of_a_file_in_a_package_finds_the_package(judged, few, tmp_path):
+    few("embedding", "hc.comb")
+    port = tmp_path / "elsewhere" / "a_port"
+    port.mkdir(parents=True)
+    shutil.copy(path_of("mixes_untransposed"), port / "real.py")
+    (port / "model.py").write_text("from .real import Model, ModelArgs\n")
+    (port / "__init__.py").write_text("")
+    judged(str(port / "model.py"), "--bundle", str(tmp_path / "case"))
+    errors, limit = shown(tmp_path / "case", "", tmp_path)
+    assert errors[-1] > limit
+
+
 def test_there_is_no_bundle_where_nothing_differs(judged, few, tmp_path):
     few("embedding")
     report = judged("dsv4_mlx", "--bundle", str(tmp_path / "case"))
@@ -348,6 +360,89 @@ def test_missing_imports_are_the_environments_fault(judged, few):
     assert (report["exit_code"], report["verdict"]) == (3, "environment")
     assert report["sentence"] == "The candidate imports what is not installed: no_other_library, no_such_library."
     assert report["cells"] == []
+
+
+# --- imports that are mended ---------------------------------------------------------------------------------
+
+
+def test_a_file_that_lacks_names_of_typing_is_mended_where_asked(judged, few, tmp_path):
+    few("embedding", "hc.comb")
+    report = judged(path_of("lacks_typing"))
+    assert (report["verdict"], report["cells"], report["notes"]) == ("crashed", [], [])
+    assert "(lacks_typing.py:12): name 'Any' is not defined" in report["sentence"]
+    assert report["sentence"].endswith("; --mend-imports would supply it from typing and go on.")
+    assert "--mend-imports" not in report["reproduce"]
+
+    before = Path(path_of("lacks_typing")).read_bytes()
+    report = judged(path_of("lacks_typing"), "--mend-imports", "--bundle", str(tmp_path / "case"))
+    assert (report["verdict"], report["first_deviation"]["mechanism"]) == ("diverges", "hc.comb")
+    assert [entry["defects"] for entry in report["diagnosis"]] == [["D016"]]
+    lacked = [("Any", "typing"), ("field", "dataclasses"), ("Sequence", "typing")]
+    said = [f"The file lacks `{name}` of {source}; with --mend-imports it was supplied." for name, source in lacked]
+    assert report["notes"][:3] == said
+    assert report["reproduce"].endswith(" --mend-imports")
+    assert Path(path_of("lacks_typing")).read_bytes() == before
+    errors, limit = shown(tmp_path / "case", path_of("lacks_typing"), tmp_path)
+    assert errors[-1] > limit
+
+
+def test_a_file_that_lacks_nothing_has_no_note(judged, few):
+    few("embedding")
+    report = judged(path_of("unchanged"), "--mend-imports")
+    assert (report["exit_code"], report["notes"]) == (0, [])
+
+
+@pytest.mark.parametrize(
+    "line",
+    [
+        "x = Anything",  # no name of these modules
+        "x = np.float32",
+        "del Any",  # supplied in vain
+        "def post(x):\n    Any = Any\npost(1)",  # UnboundLocalError
+    ],
+)
+def test_other_names_are_not_mended(judged, few, tmp_path, line):
+    few("embedding")
+    (tmp_path / "port.py").write_text(f"from dsv4_mlx import Model, ModelArgs\n{line}\nx = Any\n")
+    report = judged(str(tmp_path / "port.py"), "--mend-imports")
+    assert (report["exit_code"], report["verdict"]) == (4, "crashed")
+    assert "Error while it was imported (port.py:" in report["sentence"]
+    assert len(report["notes"]) == (line == "del Any")  # once
+    assert "--mend-imports" not in report["sentence"]
+
+
+def test_names_that_are_missed_at_run_time_only_are_not_mended(judged, few, tmp_path):
+    few("embedding")
+    body = "class Model(Base):\n    def sanitize(self, weights):\n        return cast(dict, weights)\n"
+    (tmp_path / "port.py").write_text(f"from dsv4_mlx import Model as Base, ModelArgs\n{body}")
+    report = judged(str(tmp_path / "port.py"), "--mend-imports")
+    assert report["verdict"] == "crashed"
+    assert "name 'cast' is not defined" in report["sentence"]
+
+
+def test_each_file_is_given_its_own_names(judged, few, tmp_path):
+    few("embedding")
+    port = tmp_path / "a_port"
+    port.mkdir()
+    (port / "__init__.py").write_text("")
+    (port / "helper.py").write_text("helped = Any\n")
+    (port / "model.py").write_text(
+        "from dsv4_mlx import Model, ModelArgs\nfrom . import helper\n"
+        "assert 'Any' not in globals()\nx = Optional[int]\n"
+    )
+    report = judged(str(port / "model.py"), "--mend-imports")
+    assert (report["exit_code"], len(report["notes"])) == (0, 2)
+    assert report["notes"][0].startswith("helper.py lacks `Any` of typing;")
+    assert report["notes"][1].startswith("The file lacks `Optional` of typing;")
+
+
+def test_names_are_supplied_up_to_a_bound(judged, few, tmp_path, monkeypatch):
+    monkeypatch.setattr(process.mending, "MOST", 1)
+    few("embedding")
+    (tmp_path / "port.py").write_text("from dsv4_mlx import Model, ModelArgs\nx = Any\ny = Optional[int]\n")
+    report = judged(str(tmp_path / "port.py"), "--mend-imports")
+    assert (report["verdict"], len(report["notes"])) == ("crashed", 1)
+    assert "name 'Optional' is not defined" in report["sentence"]
 
 
 def test_a_folder_of_temporary_files_that_cannot_be_emptied_is_no_verdict(judged, few, monkeypatch):

@@ -23,14 +23,24 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
 import numpy as np
 
-from . import told, untrusted, usage
+from . import mending, told, untrusted, usage
 from .adapters import Target
-from .adapters.problems import AteMemory, CandidateProblem, Died, Hung, MissingImports, NotOffered, Raised, WroteOutside
+from .adapters.problems import (
+    AteMemory,
+    CandidateProblem,
+    Died,
+    Hung,
+    LacksName,
+    MissingImports,
+    NotOffered,
+    Raised,
+    WroteOutside,
+)
 
 __all__ = [
     "AteMemory",
@@ -68,10 +78,21 @@ class Process:
 
     `facts` are what the port told at its start: kind, class, file, line, versions, mtp, taps. `dtype` is that of the
     last logits before they became float32.
+
+    With `mended`, names of `typing` and the like that its files lack are supplied; it is told each in a sentence, and
+    `supplied` holds (file, name).
     """
 
-    def __init__(self, target: Target, scratch: Path, timeout: float, memory: float):
+    def __init__(
+        self,
+        target: Target,
+        scratch: Path,
+        timeout: float,
+        memory: float,
+        mended: Callable[[str], None] | None = None,
+    ):
         self.target, self.timeout, self.memory = target, timeout, int(memory * told.GIB)
+        self.mended, self.supplied = mended, []
         self.facts: dict[str, object] = {}
         self.dtype = ""
         self.home = Path(tempfile.mkdtemp(prefix="candidate-", dir=scratch))
@@ -166,6 +187,22 @@ class Process:
     # --- the process ---------------------------------------------------------------------------------------------
 
     def _start(self) -> None:
+        while True:
+            try:
+                return self._import()
+            except LacksName as problem:
+                found, source = (problem.file, problem.name), mending.source_of(problem.name)
+                if self.mended is None:
+                    hint = f"--mend-imports would supply it from {source} and go on"
+                    raise Raised(f"{str(problem).rstrip('.')}; {hint}.") from problem
+                if found in self.supplied or len(self.supplied) == mending.MOST:
+                    raise
+                self.supplied.append(found)
+                file = "The file" if problem.file == self.target.path else Path(problem.file).name
+                self.mended(f"{file} lacks `{problem.name}` of {source}; with --mend-imports it was supplied.")
+
+    def _import(self) -> None:
+        """A new process that has imported the candidate, or none."""
         self.work = Path(tempfile.mkdtemp(prefix="work-", dir=self.home))
         package = str(Path(__file__).resolve().parents[2])
         # -P: the folder that it works in must not provide modules. The package may be importable only from here.
@@ -192,7 +229,8 @@ class Process:
         self.answers = reading
         os.set_blocking(reading, False)
         try:
-            facts = self._ask({"do": "start", "candidate": self.target.as_json()}, "while it was imported")
+            request = {"do": "start", "candidate": self.target.as_json(), "supplied": self.supplied}
+            facts = self._ask(request, "while it was imported")
             self.facts = {name: value for name, value in facts.items() if name != "number"}
         except BaseException:
             self._end()

@@ -7,7 +7,18 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from ..errors import BadEnvironment
-from .adapters.problems import AteMemory, CandidateProblem, Died, MissingImports, NotOffered, Raised, WroteOutside
+from . import mending
+from .adapters.problems import (
+    AteMemory,
+    CandidateProblem,
+    Died,
+    LacksName,
+    MissingImports,
+    NotOffered,
+    Raised,
+    WroteOutside,
+)
+from .pip_names import with_pip_names
 
 GIB = 1 << 30
 NO_MEMORY = re.compile(r"bad_alloc|unable to allocate|can't allocate memory|maximum allowed buffer size", re.IGNORECASE)
@@ -32,10 +43,14 @@ def problem(error: dict[str, object], doing: str, folder: Path, memory: int) -> 
         return WroteOutside(f"The candidate tried to {message} {doing}, which its process may not.")
     if kind == "missing imports":
         names = [str(name) for name in error["names"]]
-        return MissingImports(f"The candidate imports what is not installed: {', '.join(names)}.", names)
+        return MissingImports(f"The candidate imports what is not installed: {with_pip_names(names)}.", names)
     if error["type"] == "MemoryError" or NO_MEMORY.search(message):
         return ate_memory(doing, memory)
-    return Raised(f"The candidate raised {error['type']} {doing}{place}: {message.rstrip('.')}.")
+    said = f"The candidate raised {error['type']} {doing}{place}: {message.rstrip('.')}."
+    lacks = error.get("lacks")
+    if lacks and mending.source_of(lacks["name"]):
+        return LacksName(said, str(lacks["file"]), lacks["name"])
+    return Raised(said)
 
 
 def ate_memory(doing: str, memory: int) -> AteMemory:

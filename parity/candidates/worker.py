@@ -14,7 +14,7 @@ import traceback
 from importlib import metadata
 from pathlib import Path
 
-from . import containment
+from . import containment, mending
 from .adapters import Target, load_adapter
 from .adapters.imports import missing_imports
 from .adapters.problems import NotOffered
@@ -40,7 +40,9 @@ class Worker:
     def __init__(self):
         self.port = None
 
-    def start(self, candidate: dict[str, str]) -> dict[str, object]:
+    def start(self, candidate: dict[str, str], supplied: list[tuple[str, str]]) -> dict[str, object]:
+        if supplied:
+            mending.supply(supplied)
         self.target = Target(**candidate)
         port = load_adapter(self.target)
         model_class = port.start()
@@ -150,6 +152,7 @@ def problem(error: BaseException, target: Target | None) -> dict[str, object]:
         kind = "missing imports"
     message = textwrap.shorten(str(error), LONGEST_MESSAGE, placeholder=" ...")
     found = {"kind": kind, "type": type(error).__name__, "message": message, "where": place_of(error, target)}
+    found["lacks"] = mending.lacking(error)
     return found | ({"names": names} if kind == "missing imports" else {})
 
 

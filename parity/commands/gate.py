@@ -21,6 +21,7 @@ from .progress import Progress
 EPILOG = """\
 candidates:
   path/to/mlx_lm/models/deepseek_v4.py   a model file; relative imports resolve in its tree, or in the installed mlx-lm
+  path/to/port/models/deepseek_v4.py     a model file in a package of its own, imported as part of that
   path/to/mlx-lm, path/to/mlx-vlm        a checkout or an unpacked release
   mlx_vlm.models.deepseek_v4             a module that is installed here
   hf                                     Hugging Face's model
@@ -98,6 +99,11 @@ def add(commands) -> None:
     gate.add_argument(
         "--strict", action="store_true", help="what no published checkpoint needs (another eps, odd sides) counts too"
     )
+    gate.add_argument(
+        "--mend-imports",
+        action="store_true",
+        help="go on where a file lacks names of typing, collections.abc or dataclasses: supply them, and say so",
+    )
     gate.set_defaults(command=command, problem=problem)
 
 
@@ -138,6 +144,7 @@ def command(options: argparse.Namespace, started: float) -> int:
             bundle_folder=Path(options.bundle) if options.bundle else None,
             names=options.family,
             strict=options.strict,
+            mend=options.mend_imports,
         )
     report.clock = {"import_s": round(imported, 2)} | report.clock
     return finish(report, options, old)

@@ -8,12 +8,15 @@ import json
 import os
 import shutil
 import tempfile
+from collections.abc import Iterable
 from pathlib import Path
 
 import numpy as np
 import torch
 
+from ..candidates.adapters import resolve
 from ..candidates.adapters.problems import CandidateProblem
+from ..candidates.mending import source_of
 from ..errors import BadInput
 from ..results import Verdict
 from .families import Family
@@ -90,6 +93,7 @@ def write(candidate: Candidate, engine: Engine, family: Family, cell: Cell, fold
     temporary = folder.with_name(f".{folder.name}.{os.getpid()}")
     try:
         family.write(temporary / "checkpoint")
+        supplied = {name for _, name in getattr(engine, "supplied", ())}
         rows, tokens = family.rows(cell.schedule), sum(calls)
         np.save(temporary / "ids.npy", family.ids[:rows].numpy().astype(np.int32))
         expected = family.exact[:rows]
@@ -106,7 +110,7 @@ def write(candidate: Candidate, engine: Engine, family: Family, cell: Cell, fold
             "sentence": cell.sentence,
         }
         (temporary / "case.json").write_text(json.dumps(case, indent=1) + "\n", encoding="utf-8")
-        (temporary / "show.py").write_text(script(candidate, family, cell, tokens), encoding="utf-8")
+        (temporary / "show.py").write_text(script(candidate, family, cell, tokens, supplied), encoding="utf-8")
         temporary.rename(folder)
     except OSError as error:
         shutil.rmtree(temporary, ignore_errors=True)
@@ -164,17 +168,27 @@ def _first(calls: tuple[int, ...], tokens: int) -> tuple[int, ...]:
     return tuple(taken)
 
 
-def script(candidate: Candidate, family: Family, cell: Cell, tokens: int) -> str:
-    """show.py: loads the checkpoint with the port's own package and prints the error of each token."""
+def script(candidate: Candidate, family: Family, cell: Cell, tokens: int, supplied: Iterable[str] = ()) -> str:
+    """show.py: loads the checkpoint with the port's own package and prints the error of each token. `supplied` are
+    names of `typing` and the like that the port lacks."""
     kind = "hf" if candidate.kind == "hf" else "mlx"
-    name = repr(str(Path(candidate.name).resolve())) if candidate.kind == "model_file" else candidate.name
+    name, before = candidate.name, ""
+    if candidate.kind == "model_file":
+        name = repr(str(Path(name).resolve()))
+    elif candidate.kind == "module" and Path(name).is_file():
+        target = resolve(name)
+        name = target.module
+        before = f"import sys\nsys.path.insert(0, {target.root!r})  # the port's package lies there\n"
+    for lacked in sorted(supplied):
+        source = source_of(lacked)
+        before += f"import builtins, {source}  # the port lacks {lacked}\nbuiltins.{lacked} = {source}.{lacked}\n"
     mtp = family.probe.mtp
     sentence = f"{cell.mechanism} ({family.probe.title}): {cell.sentence}".replace("\\", "/").replace('"""', "'''")
     return SCRIPT.format(
         sentence=sentence,
         argument=" [PATH/TO/THE/MODEL/FILE.py]" if candidate.kind == "model_file" else "",
         imports="" if kind == "hf" else "import mlx.core as mx\n",
-        loading=LOADING[candidate.kind].replace("{name}", name),
+        loading=before + LOADING[candidate.kind].replace("{name}", name),
         feeding=FEEDING["mtp" if mtp else kind],
         further=" + 1" if mtp else "",
         reading=READING[kind],

@@ -42,16 +42,18 @@ def judge(
     bundle_folder: Path | None = None,
     names: str = "any",
     strict: bool = False,
+    mend: bool = False,
 ) -> GateReport:
     """Judge a candidate, in a process of its own. Raises BadInput where the target is none.
 
     ``names``: "raw" where it must load the published ones, "any" where those of a conversion will do. ``strict``: what
-    no published checkpoint needs counts too.
+    no published checkpoint needs counts too. ``mend``: supply the names of ``typing`` and the like that it lacks, a
+    note each.
     """
     resolved = resolve(target)
     report = GateReport(Candidate(target, resolved.kind), profile, seed, Verdict.INCONCLUSIVE, "")
     report.environment = check_environment() if environment is None else environment
-    report.reproduce = command(target, profile, seed, timeout, memory, require, names, strict)
+    report.reproduce = command(target, profile, seed, timeout, memory, require, names, strict, mend)
     counted = lambda probe: strict or probe.mechanism in require  # noqa: E731
     report.mechanisms = [
         Mechanism(p.mechanism, p.title, p.spec, list(p.needs), "" if counted(p) else p.beyond)
@@ -61,7 +63,7 @@ def judge(
         started = time.monotonic()
         progress(f"starting {target}")
         try:
-            with Process(resolved, Path(scratch), timeout, memory) as process:
+            with Process(resolved, Path(scratch), timeout, memory, report.notes.append if mend else None) as process:
                 _describe(report.candidate, process.facts)
                 report.clock["start_s"] = round(time.monotonic() - started, 2)
                 families = _judge(process, of_profile(profile), report, Path(scratch), set(require), progress, names)
@@ -89,6 +91,7 @@ def command(
     require: Iterable[str],
     names: str = "any",
     strict: bool = False,
+    mend: bool = False,
 ) -> str:
     """The command line that judges so again, as a shell needs it: people paste it, and names may be anything."""
     words = ["parity", "gate", *(["--"] if target.startswith("-") else []), target]
@@ -103,6 +106,7 @@ def command(
         options += ["--family", names]
     if strict:
         options += ["--strict"]
+    options += ["--mend-imports"] * mend
     return shlex.join([*words[:2], *options, *words[2:]] if words[2] == "--" else [*words, *options])
 
 

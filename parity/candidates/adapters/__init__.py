@@ -37,7 +37,7 @@ class Target:
     kind: str
     module: str = ""  # the dotted name to import
     root: str = ""  # the folder that goes to the front of sys.path, if it is not there
-    path: str = ""  # the file of a model file's kind
+    path: str = ""  # the file, where one was named
 
     def as_json(self) -> dict[str, str]:
         """The fields, as `Target(**fields)` takes them."""
@@ -108,6 +108,10 @@ def _file(text: str, path: Path) -> Target:
         return _folder(text, path.parent)
     if package is not None and _is_whole(package) and path.parent == package / "models":
         return Target(text, "mlx_lm", f"mlx_lm.models.{path.stem}", str(package.parent), str(path))
+    own = None if package is not None else _own_package(path)
+    if own is not None:
+        module, root = own
+        return Target(text, "module", module, str(root), str(path))
     return Target(text, "model_file", path=str(path))
 
 
@@ -146,6 +150,21 @@ def _module(text: str) -> Target:
 def _package_around(path: Path) -> Path | None:
     """The nearest folder named mlx_lm or mlx_vlm that a path lies in, or is."""
     return next((folder for folder in (path, *path.parents) if folder.name in PACKAGES), None)
+
+
+def _own_package(path: Path) -> tuple[str, Path] | None:
+    """The dotted name of a file in a package and the folder that holds the package; None for a file that lies alone.
+
+    A folder without __init__.py right inside a package belongs to it too, as a namespace does.
+    """
+    holds = lambda folder: (folder / "__init__.py").is_file()  # noqa: E731
+    parts, root = [] if path.name == "__init__.py" else [path.stem], path.parent
+    while root.name and "." not in root.name and (holds(root) or holds(root.parent)):
+        parts.insert(0, root.name)
+        root = root.parent
+    if root == path.parent or "." in path.stem:
+        return None
+    return ".".join(parts), root
 
 
 def _is_whole(package: Path) -> bool:

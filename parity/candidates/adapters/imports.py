@@ -12,6 +12,8 @@ from pathlib import Path
 from . import Target
 from .problems import MissingImports
 
+SHARED = ("google",)  # names that many distributions put packages under: the second part says which is meant
+
 
 def missing_imports(error: BaseException, target: Target) -> list[str]:
     """All that a port lacks when this error ended what it did; empty where the fault is in the port itself."""
@@ -31,7 +33,8 @@ def missing_imports(error: BaseException, target: Target) -> list[str]:
     if target.module or target.path:
         # A lone file is imported as one of mlx-lm's.
         missing = missing_modules(target.module or "mlx_lm.models.port", [Path(target.path)] if target.path else [])
-    return missing if lacking.partition(".")[0] in missing else sorted({*missing, lacking})
+    covered = any(f"{lacking}.".startswith(f"{name}.") or name.startswith(f"{lacking}.") for name in missing)
+    return missing if covered else sorted({*missing, lacking})
 
 
 def missing_modules(module: str, files: list[Path]) -> list[str]:
@@ -54,10 +57,16 @@ def missing_modules(module: str, files: list[Path]) -> list[str]:
         package = name if file.name == "__init__.py" else name.rpartition(".")[0]
         for imported in _imports(file, package):
             if imported.partition(".")[0] != top:
-                missing.add(imported.partition(".")[0])
+                missing.add(_distributed(imported))
             else:
                 waiting.extend((part, None) for part in _with_parents(imported))
-    return sorted(name for name in missing if not _installed(name))
+    return sorted(name for name in missing - {*SHARED} if not _installed(name))
+
+
+def _distributed(name: str) -> str:
+    """The part of a dotted name that is installed as one."""
+    parts = name.split(".")
+    return ".".join(parts[: 2 if parts[0] in SHARED else 1])
 
 
 def _with_parents(name: str) -> list[str]:

@@ -9,6 +9,14 @@ class Raised(CandidateProblem):
     """It raised an exception."""
 
 
+class LacksName(Raised):
+    """A file of it uses a name of `typing` or the like that it does not import."""
+
+    def __init__(self, sentence: str, file: str, name: str):
+        super().__init__(sentence)
+        self.file, self.name = file, name
+
+
 class NotOffered(CandidateProblem):
     """It has no such thing: a gap in what can be judged, not a failure."""
 
