@@ -1,5 +1,5 @@
-"""A recording that answers in the place of its candidate. It is a stranger's file: all of it is checked when it is read,
-what is wrong is one sentence, and nothing outside its folder is opened."""
+"""A recording that answers in the place of its candidate. It is a stranger's file: all of it is checked when it is
+read, what is wrong is one sentence, and nothing outside its folder is opened."""
 
 from __future__ import annotations
 
@@ -64,8 +64,8 @@ def read(folder: Path) -> Player:
 
 
 class Player:
-    """Gives a recording's answers, as Process gives a candidate's. The nth time that something is asked it gives the nth
-    answer, and the last one from then on."""
+    """Gives a recording's answers, as Process gives a candidate's. The nth time that something is asked it gives the
+    nth answer, and the last one from then on."""
 
     def __init__(self, manifest: dict, arrays: dict[str, np.ndarray]):
         self.arrays = arrays
@@ -94,7 +94,7 @@ class Player:
         self.dtype, self.checkpoint, self.folder, self.compiling = "", "", "", False
 
     def settings(self, profile: str | None, seed: int | None, names: str | None, require: Sequence[str]) -> tuple:
-        """Profile, seed and names of the recording, and what is required. Raises BadInput where others are asked for."""
+        """Profile, seed and names that were recorded, and what is required. Raises BadInput where others are asked."""
         for option, asked, recorded in (
             ("--profile", profile, self.profile),
             ("--seed", seed, self.seed),

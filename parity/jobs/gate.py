@@ -105,8 +105,8 @@ def command(
     require: Iterable[str],
     names: str = "any",
 ) -> str:
-    """The command line that judges so again, as a shell needs it: people paste it, and names may be anything. A recording
-    has profile and seed of its own."""
+    """The command line that judges so again, as a shell needs it: people paste it, and names may be anything. One of a
+    recording names no profile and seed."""
     words = ["parity", "gate", *(["--"] if target.startswith("-") else []), target]
     options = [] if profile is None else ["--profile", profile, "--seed", str(seed)]
     if timeout != TIMEOUT:
@@ -232,7 +232,7 @@ def _write_bundle(
 def _write_recording(
     engine: Recorder, report: GateReport, names: str, require: Iterable[str], folder: Path, progress: Progress
 ) -> None:
-    """What the candidate gave, as a folder; a note only where there is none, so that a recording's report is the same."""
+    """What the candidate gave, as a folder; a note only where there is none: a recording's report is the same."""
     if report.verdict is Verdict.INTERRUPTED:
         report.notes.append("There is no recording: the run was interrupted.")
         return
