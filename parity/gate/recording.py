@@ -19,6 +19,7 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 
 import numpy as np
+from safetensors import SafetensorError
 from safetensors.numpy import save_file
 
 from ..candidates import told
@@ -115,7 +116,7 @@ class Recorder:
 
     def _array(self, array: np.ndarray) -> str:
         name = hash_of(array)
-        self.arrays[name] = array.copy(order="C")  # the file's writer takes bytes as they lie
+        self.arrays[name] = np.array(array, order="C")  # the file's writer takes bytes as they lie
         return name
 
     def write(self, folder: Path, report: GateReport, names: str, require: Iterable[str]) -> None:
@@ -141,7 +142,7 @@ class Recorder:
             (temporary / MANIFEST).write_text(json.dumps(document) + "\n", encoding="ascii")
             save_file(self.arrays, temporary / ARRAYS)
             temporary.rename(folder)
-        except Exception as error:  # the writer of safetensors has an error of its own for a full disk
+        except (OSError, SafetensorError) as error:
             shutil.rmtree(temporary, ignore_errors=True)
             reason = getattr(error, "strerror", None) or str(error).rstrip(".")
             raise BadInput(f"{folder} cannot be written ({reason}); give --record another folder.") from error
