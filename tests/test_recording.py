@@ -377,7 +377,7 @@ def test_a_recording_is_written_whole_or_not_at_all(monkeypatch, tmp_path):
     def full(*arguments):
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr(recording, "save_file", full)
+    monkeypatch.setattr(recording, "save", full)
     target = tmp_path / "recordings" / "new"
     target.parent.mkdir()
     _, document = judged(monkeypatch, CANDIDATES / "unchanged.py", named("embedding"), "--record", str(target))
@@ -523,6 +523,13 @@ def test_an_undamaged_copy_is_judged(recorded, monkeypatch, tmp_path):
     live, folder = recorded("mixes_untransposed")
     copy = changed(edit(lambda manifest: None), folder, tmp_path / "copy")
     assert judged(monkeypatch, copy, named(*PROBES))[0] == live["exit_code"] == 1
+
+
+def test_a_name_forges_no_line(recorded, monkeypatch, tmp_path):
+    _, folder = recorded("mixes_untransposed")
+    copy = changed(edit(lambda m: m["candidate"].update(name="x)\nparity \x1b[2J")), folder, tmp_path / "copy")
+    _, document = judged(monkeypatch, copy, named("embedding"))
+    assert document["candidate"]["name"] == f"{copy} (a recording of 'x)\\nparity \\x1b[2J')"
 
 
 def test_a_folder_without_a_manifest_is_no_recording(recorded, capsys, tmp_path):

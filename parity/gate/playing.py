@@ -69,7 +69,8 @@ class Player:
 
     def __init__(self, manifest: dict, arrays: dict[str, np.ndarray]):
         self.arrays = arrays
-        self.name = _text(manifest["candidate"]["name"])
+        name = _text(manifest["candidate"]["name"])
+        self.name = name if name.isprintable() else ascii(name)  # it stands in sentences
         self.kind = _one_of(manifest["candidate"]["kind"], KINDS)
         self.profile = _one_of(manifest["profile"], PROFILES)
         self.seed = _whole(manifest["seed"])

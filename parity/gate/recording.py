@@ -19,8 +19,7 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 
 import numpy as np
-from safetensors import SafetensorError
-from safetensors.numpy import save_file
+from safetensors.numpy import save
 
 from ..candidates import told
 from ..candidates.adapters import RECORDING as MANIFEST
@@ -140,12 +139,11 @@ class Recorder:
         try:
             temporary.mkdir()
             (temporary / MANIFEST).write_text(json.dumps(document) + "\n", encoding="ascii")
-            save_file(self.arrays, temporary / ARRAYS)
+            (temporary / ARRAYS).write_bytes(save(self.arrays))  # readable for whom the other file is
             temporary.rename(folder)
-        except (OSError, SafetensorError) as error:
+        except OSError as error:
             shutil.rmtree(temporary, ignore_errors=True)
-            reason = getattr(error, "strerror", None) or str(error).rstrip(".")
-            raise BadInput(f"{folder} cannot be written ({reason}); give --record another folder.") from error
+            raise BadInput(f"{folder} cannot be written ({error.strerror}); give --record another folder.") from error
         except BaseException:
             shutil.rmtree(temporary, ignore_errors=True)
             raise
