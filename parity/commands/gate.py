@@ -26,12 +26,14 @@ candidates:
   mlx_vlm.models.deepseek_v4             a module that is installed here
   hf                                     Hugging Face's model
   dsv4_mlx                               this project's model
+  path/to/recording                      what a port gave, kept by --record
 
 examples:
   parity gate dsv4_mlx
   parity gate mlx_vlm.models.deepseek_v4 --profile full --html report.html --json report.json
   parity gate ../mlx-lm/mlx_lm/models/deepseek_v4.py --require oneshot --require batch --junit junit.xml
   parity gate hf --baseline last-week.json
+  parity gate path/to/port.py --record given     then, anywhere and without the port: parity gate given
 
 The report is a matrix: a row for each mechanism, in the order in which they build on each other, a column for each way
 in which tokens reach the model (oneshot: one call without a cache; cached: one call with it; decode: token by token
@@ -104,7 +106,14 @@ def add(commands) -> None:
         action="store_true",
         help="go on where a file lacks names of typing, collections.abc or dataclasses: supply them, and say so",
     )
-    gate.set_defaults(command=command, problem=problem)
+    gate.add_argument(
+        "--record",
+        type=shared.named,
+        metavar="DIR",
+        help="keep all that the port gave as a folder, which can be judged in its place",
+    )
+    # What is not given is None: a recording has its own.
+    gate.set_defaults(command=command, problem=problem, profile=None, seed=None, family=None)
 
 
 def command(options: argparse.Namespace, started: float) -> int:
@@ -117,17 +126,16 @@ def command(options: argparse.Namespace, started: float) -> int:
     if [getattr(options, name) for name in FILES].count("-") > 1:
         raise BadInput("Only one document can go to standard output; give the others a file.")
     old = _baseline(options.baseline) if options.baseline else None
-    if options.bundle:
-        bundle = Path(options.bundle)
-        if os.path.lexists(bundle):
-            raise BadInput(f"{bundle} exists; give --bundle a folder that is still to be made.")
-        if not document.may_be_made(bundle):
-            raise BadInput(f"{bundle} cannot be made; give --bundle another folder, in one that you may write to.")
+    for option in ("bundle", "record"):
+        if getattr(options, option):
+            _check_folder(Path(getattr(options, option)), f"--{option}")
+    if options.bundle and options.record and os.path.abspath(options.bundle) == os.path.abspath(options.record):
+        raise BadInput("--bundle and --record need a folder each.")
     from ..gate.probes import PROFILES
     from ..jobs.gate import judge, requirable
 
-    shared.one_of("--profile", options.profile, list(PROFILES))
-    shared.one_of("--family", options.family, ["any", "raw"])
+    shared.one_of("--profile", "quick" if options.profile is None else options.profile, list(PROFILES))
+    shared.one_of("--family", "any" if options.family is None else options.family, ["any", "raw"])
     for what in options.require:
         shared.one_of("--require", what, requirable())
     use_one_thread()
@@ -145,9 +153,20 @@ def command(options: argparse.Namespace, started: float) -> int:
             names=options.family,
             strict=options.strict,
             mend=options.mend_imports,
+            record_folder=Path(options.record) if options.record else None,
         )
     report.clock = {"import_s": round(imported, 2)} | report.clock
     return finish(report, options, old)
+
+
+def _check_folder(folder: Path, option: str) -> None:
+    """Raise BadInput where a folder could not be made, before the work is done."""
+    from ..report import document
+
+    if os.path.lexists(folder):
+        raise BadInput(f"{folder} exists; give {option} a folder that is still to be made.")
+    if not document.may_be_made(folder):
+        raise BadInput(f"{folder} cannot be made; give {option} another folder, in one that you may write to.")
 
 
 def finish(report: GateReport, options: argparse.Namespace, old: object = None) -> int:
@@ -193,4 +212,4 @@ def problem(options: argparse.Namespace, verdict: Verdict, sentence: str) -> lis
     for name in to_output[1:]:
         setattr(options, name, None)
     candidate = Candidate(options.candidate, "unknown")
-    return files(GateReport(candidate, options.profile, options.seed, verdict, sentence), options)
+    return files(GateReport(candidate, options.profile or "quick", options.seed or 0, verdict, sentence), options)

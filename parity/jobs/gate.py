@@ -13,13 +13,14 @@ from ..candidates.adapters import resolve
 from ..candidates.process import CandidateProblem, MissingImports, Process, can_compile
 from ..environment import check_environment
 from ..errors import BadInput
-from ..gate import bundle, confirm, loading
+from ..gate import bundle, confirm, loading, playing
 from ..gate.diagnosis import Diagnoser
 from ..gate.families import Family, family
 from ..gate.lives import CACHES, CHECKPOINT, LIVES, OFFERED, judge_lives, mechanism
 from ..gate.matrix import NOT_ASKED, Engine, Matrix, ask, close_gaps, judge_probe
 from ..gate.matrix import judge as judge_logits
 from ..gate.probes import SCHEDULES, Probe, of_profile
+from ..gate.recording import Recorder
 from ..gate.results import Candidate, Cell, Gap, GateReport, Mechanism
 from ..results import Verdict
 from .gate_verdict import conclude, follow_on, gaps_of, set_apart
@@ -32,28 +33,43 @@ MEMORY = 8.0  # GiB
 
 def judge(
     target: str,
-    profile: str = "quick",
-    seed: int = 0,
+    profile: str | None = None,
+    seed: int | None = None,
     timeout: float = TIMEOUT,
     memory: float = MEMORY,
     require: Iterable[str] = (),
     progress: Progress = lambda text: None,
     environment: dict | None = None,
     bundle_folder: Path | None = None,
-    names: str = "any",
+    names: str | None = None,
     strict: bool = False,
     mend: bool = False,
+    record_folder: Path | None = None,
 ) -> GateReport:
-    """Judge a candidate, in a process of its own. Raises BadInput where the target is none.
+    """Judge a candidate, in a process of its own, or the recording of one. Raises BadInput where the target is none.
 
-    ``names``: "raw" where it must load the published ones, "any" where those of a conversion will do. ``strict``: what
-    no published checkpoint needs counts too. ``mend``: supply the names of ``typing`` and the like that it lacks, a
-    note each.
+    ``names``: "raw" where it must load the published ones, "any" where those of a conversion will do. What is None is
+    "quick", 0 and "any", or what was recorded. ``strict``: what no published checkpoint needs counts too. ``mend``:
+    supply the names of ``typing`` and the like that it lacks, a note each. ``record_folder``: where a recording is
+    kept.
     """
     resolved = resolve(target)
-    report = GateReport(Candidate(target, resolved.kind), profile, seed, Verdict.INCONCLUSIVE, "")
+    played = playing.read(Path(resolved.path)) if resolved.kind == "recording" else None
+    if played is None:
+        profile, seed, names = profile or "quick", seed or 0, names or "any"
+        candidate = Candidate(target, resolved.kind)
+    else:
+        if bundle_folder or record_folder:
+            raise BadInput(f"{target} is a recording; --bundle and --record ask the port itself.")
+        profile, seed, names, require = played.settings(profile, seed, names, require)
+        candidate = Candidate(f"{target} (a recording of {played.name})", played.kind)
+    report = GateReport(candidate, profile, seed, Verdict.INCONCLUSIVE, "")
     report.environment = check_environment() if environment is None else environment
-    report.reproduce = command(target, profile, seed, timeout, memory, require, names, strict, mend)
+    if played is None:
+        report.reproduce = command(target, profile, seed, timeout, memory, require, names, strict, mend)
+    else:
+        report.reproduce = command(target, None, None, TIMEOUT, MEMORY, require, strict=strict)
+        report.notes += played.notes(report.environment)
     counted = lambda probe: strict or probe.mechanism in require  # noqa: E731
     report.mechanisms = [
         Mechanism(p.mechanism, p.title, p.spec, list(p.needs), "" if counted(p) else p.beyond)
@@ -63,7 +79,11 @@ def judge(
         started = time.monotonic()
         progress(f"starting {target}")
         try:
-            with Process(resolved, Path(scratch), timeout, memory, report.notes.append if mend else None) as process:
+            mending = report.notes.append if mend else None
+            engine = played or Process(resolved, Path(scratch), timeout, memory, mending)
+            if record_folder is not None:
+                engine = Recorder(engine)
+            with engine as process:
                 _describe(report.candidate, process.facts)
                 report.clock["start_s"] = round(time.monotonic() - started, 2)
                 families = _judge(process, of_profile(profile), report, Path(scratch), set(require), progress, names)
@@ -75,17 +95,21 @@ def judge(
             judged = len({cell.mechanism for cell in report.cells})
             by = f" by {stop}" if str(stop) else ""
             report.verdict = Verdict.INTERRUPTED
-            report.sentence = f"Interrupted{by} after {judged} of {len(report.mechanisms)} mechanisms of {target}."
+            report.sentence = (
+                f"Interrupted{by} after {judged} of {len(report.mechanisms)} mechanisms of {candidate.name}."
+            )
         except CandidateProblem as problem:
-            report.verdict, report.sentence = Verdict.CRASHED, f"{target} could not be judged. {problem}"
+            report.verdict, report.sentence = Verdict.CRASHED, f"{candidate.name} could not be judged. {problem}"
         report.clock["total_s"] = round(time.monotonic() - started, 2)
+        if record_folder is not None:
+            _write_recording(engine, report, names, require, record_folder, progress)
     return report
 
 
 def command(
     target: str,
-    profile: str,
-    seed: int,
+    profile: str | None,
+    seed: int | None,
     timeout: float,
     memory: float,
     require: Iterable[str],
@@ -93,9 +117,10 @@ def command(
     strict: bool = False,
     mend: bool = False,
 ) -> str:
-    """The command line that judges so again, as a shell needs it: people paste it, and names may be anything."""
+    """The command line that judges so again, as a shell needs it: people paste it, and names may be anything. One of a
+    recording names no profile and seed."""
     words = ["parity", "gate", *(["--"] if target.startswith("-") else []), target]
-    options = ["--profile", profile, "--seed", str(seed)]
+    options = [] if profile is None else ["--profile", profile, "--seed", str(seed)]
     if timeout != TIMEOUT:
         options += ["--timeout", f"{timeout:g}"]
     if memory != MEMORY:
@@ -156,10 +181,10 @@ def _judge(
         follow_on(report, hypothesis)
         _look_inside(engine, families, red[0], scratch, report)
     set_apart(report)
-    if CHECKPOINT in families and can_compile() and report.candidate.kind != "hf":
+    if CHECKPOINT in families and _compiles(engine) and report.candidate.kind != "hf":
         progress("the whole model again, compiled")
         began = time.monotonic()
-        _confirm_compiled(engine, families[CHECKPOINT], report.cells, scratch)
+        _confirm_compiled(engine, families[CHECKPOINT], report, scratch)
         report.clock["compiled_s"] = round(time.monotonic() - began, 2)
     conclude(report, names)
     return families
@@ -230,6 +255,20 @@ def _write_bundle(
         report.notes.append(f"{folder} holds the smallest case; run python {folder / 'show.py'}.")
 
 
+def _write_recording(
+    engine: Recorder, report: GateReport, names: str, require: Iterable[str], folder: Path, progress: Progress
+) -> None:
+    """What the candidate gave, as a folder; a note only where there is none: a recording's report is the same."""
+    if report.verdict is Verdict.INTERRUPTED:
+        report.notes.append("There is no recording: the run was interrupted.")
+        return
+    progress(f"writing what it gave to {folder}")
+    try:
+        engine.write(folder, report, names, require)
+    except BadInput as problem:  # what the matrix holds stands
+        report.notes.append(f"There is no recording: {problem}")
+
+
 def _fill(
     matrix: Matrix,
     engine: Engine,
@@ -254,20 +293,28 @@ def _fill(
     return families
 
 
-def _confirm_compiled(engine: Process, whole: Family, cells: list[Cell], scratch: Path) -> None:
+def _compiles(engine: Engine) -> bool:
+    """Whether the port is asked with mx.compile at work; of a recording, whether it was."""
+    return engine.compiles if isinstance(engine, playing.Player) else can_compile()
+
+
+def _confirm_compiled(engine: Process, whole: Family, report: GateReport, scratch: Path) -> None:
     """What agrees in a whole model must agree when mx.compile is at work too: cells that do not are replaced."""
-    for index, cell in enumerate(cells):
+    for index, cell in enumerate(report.cells):
         if cell.mechanism != whole.probe.mechanism or cell.verdict is not Verdict.PARITY:
             continue
         try:
             engine.load(whole.write(scratch / "checkpoint" / f"compiled-{cell.schedule}"))
             with engine.compiled():
                 again = judge_logits(whole, cell.schedule, ask(engine, whole, cell.schedule))
+        except playing.NotRecorded:
+            report.notes.append(f"{cell.mechanism} under {cell.schedule} was not recorded with mx.compile at work.")
+            continue
         except CandidateProblem as problem:
             again = replace(cell, verdict=Verdict.CRASHED, sentence=f"fails: {problem}")
         if again.verdict is not Verdict.PARITY:
             again.sentence = f"with mx.compile at work, and only then, it {again.sentence}"
-            cells[index] = again
+            report.cells[index] = again
 
 
 KNOWN: dict[tuple[str, int, str], Family] = {}

@@ -25,13 +25,15 @@ if TYPE_CHECKING:
 
 WORDS = ("dsv4_mlx", "hf")
 PACKAGES = ("mlx_lm", "mlx_vlm")
+KINDS = (*WORDS, *PACKAGES, "model_file", "module")
 MODEL = "deepseek_v4"
+RECORDING = "recording.json"  # the file by which the recording of a candidate is known
 MODULE_NAME = re.compile(r"[A-Za-z_]\w*(\.[A-Za-z_]\w*)*")
 
 
 @dataclass(frozen=True)
 class Target:
-    """A candidate that was found: `kind` is the file here that drives it."""
+    """A candidate that was found: `kind` is the file here that drives it, or "recording" for what one gave."""
 
     text: str
     kind: str
@@ -75,7 +77,8 @@ def load_adapter(target: Target) -> Adapter:
 
 
 def resolve(text: str) -> Target:
-    """What CANDIDATE names, or `BadInput`: a word, a file, a folder that holds mlx-lm or mlx-vlm, a dotted module."""
+    """What CANDIDATE names, or `BadInput`: a word, a file, a folder that holds mlx-lm or mlx-vlm or a
+    recording, a dotted module."""
     if text in WORDS:
         return Target(text, kind=text)
     if not text.strip():
@@ -116,6 +119,8 @@ def _file(text: str, path: Path) -> Target:
 
 
 def _folder(text: str, folder: Path) -> Target:
+    if (folder / RECORDING).is_file():
+        return Target(text, "recording", path=str(folder))
     around = _package_around(folder)
     packages = [around] if around else [folder / name for name in PACKAGES]
     for package in packages:
@@ -180,4 +185,6 @@ def _model_of(package: Path) -> bool:
 def _known(text: str = "") -> str:
     close = difflib.get_close_matches(text, [*WORDS, *(f"{name}.models.{MODEL}" for name in PACKAGES)], n=1)
     hint = f"did you mean '{close[0]}'? " if close else ""
-    return f"{hint}known: {', '.join(WORDS)}, a model file, a checkout of mlx-lm or mlx-vlm, a dotted module"
+    return (
+        f"{hint}known: {', '.join(WORDS)}, a model file, a checkout of mlx-lm or mlx-vlm, a dotted module, a recording"
+    )
