@@ -18,12 +18,13 @@ from torch import Tensor
 
 from ..judging.sides import TorchSide
 from ..results import Verdict
+from .conditions import CONDITIONS, active, calls_of, variants
 from .defects import Defect, catalogue
 from .defects.patching import applied
 from .families import Family, forward
 from .matrix import Matrix, ends_of
 from .probes import SCHEDULES, registry
-from .results import Diagnosis
+from .results import Cell, Diagnosis
 
 # The null was measured on the reference as published; a defect's own rounding may be another few times that.
 SAME = 3.0
@@ -66,9 +67,17 @@ class Diagnoser:
     families: dict[str, Family]
     matrix: Matrix
     known: dict[str, Defect] = field(default_factory=lambda: {i: d for i, d in catalogue().items() if d.reference})
+    conditional: dict[str, Defect] = field(default_factory=dict)
     patched: dict = field(default_factory=dict)
     clear: dict = field(default_factory=dict)
     beam: list[Hypothesis] = field(default_factory=lambda: [Hypothesis()])
+
+    def __post_init__(self):
+        self.conditional = {one.id: one for one in variants(self.known)}
+
+    def defect(self, name: str) -> Defect:
+        """One of the catalogue, or one under a condition."""
+        return self.known[name] if name in self.known else self.conditional[name]
 
     def schedules(self, mechanism: str) -> list[str]:
         """Schedules whose logits can be compared, cheap ones first, red ones before green ones."""
@@ -149,7 +158,7 @@ class Diagnoser:
         if key not in self.clear:
             family, self.clear[key] = self.families[mechanism], None
             try:
-                with applied([self.known[name] for name in defects], "reference_torch"), torch.no_grad():
+                with applied([self.defect(name) for name in defects], "reference_torch"), torch.no_grad():
                     clear = family.clear_now() & family.clear
             except Exception:  # as in _run
                 clear = torch.zeros_like(family.clear)
@@ -159,14 +168,20 @@ class Diagnoser:
 
     def _run(self, mechanism: str, schedule: str, defects: frozenset[str], dtype: str) -> Tensor | None:
         """Logits of the patched reference; None where the patches exclude each other or it fails."""
-        key = mechanism, schedule, defects, dtype
+        patches = [self.defect(name) for name in defects]
+        key = mechanism, schedule, self._at_work(mechanism, schedule, patches), dtype
         if key not in self.patched:
-            patches = [self.known[name] for name in defects]
             try:
                 self.patched[key] = patched_logits(self.families[mechanism], schedule, patches, dtype)
             except Exception:  # a defect may make the reference fail on shapes it was not made for: then it is not it
                 self.patched[key] = None
         return self.patched[key]
+
+    def _at_work(self, mechanism: str, schedule: str, patches: list[Defect]) -> tuple:
+        """What a run depends on: what is patched when the model is built, and what in each call."""
+        calls = calls_of(self.families[mechanism].probe, schedule, self.families[mechanism].rows(schedule))
+        built = frozenset(one.id for one in patches if not one.condition)
+        return built, tuple(frozenset(one.id.partition("@")[0] for one in active(patches, call)) for call in calls)
 
     def diagnose(self) -> Hypothesis:
         """The smallest set of defects that explains most of what was seen."""
@@ -198,9 +213,10 @@ class Diagnoser:
     def _extended(self, mechanism: str, hypothesis: Hypothesis, ground: list[str]) -> list[Hypothesis]:
         """The hypothesis with one more defect, or two of one mechanism, that reproduce this probe under all these
         schedules; else without what it does not reproduce."""
+        lost = [s for s in ground if not self.reproduces(mechanism, hypothesis.defects, schedules=[s])]
         for group, rounded in self._groups(mechanism):
-            names = [name for name in group if name not in hypothesis.defects]
-            for size in (1, 2) if len(names) <= PAIRS_OF else (1,):
+            names = [name for name in group if self._may_join(name, hypothesis, mechanism, lost)]
+            for size in (1, 2) if len(names) <= PAIRS_OF and group[0] in self.known else (1,):
                 extended = [(new, hypothesis.with_defects(mechanism, *new)) for new in combinations(names, size)]
                 found = [
                     h
@@ -209,25 +225,35 @@ class Diagnoser:
                 ]
                 if found:
                     return found
-        lost = [s for s in ground if not self.reproduces(mechanism, hypothesis.defects, schedules=[s])]
         return [hypothesis.giving_up(*((mechanism, s) for s in lost))]
 
     def _holds_earlier(self, mechanism: str, hypothesis: Hypothesis, new: tuple[str, ...]) -> bool:
         """Whether the new defects' own probes, where they were visited before, are reproduced too."""
         visited = [*self.families][: [*self.families].index(mechanism)]
-        own = {self.known[name].mechanism for name in new} & {*visited}
+        own = {self.defect(name).mechanism for name in new} & {*visited}
         return all(self.reproduces(m, hypothesis.defects, schedules=self.held(m, hypothesis)) for m in own)
+
+    def _may_join(self, name: str, hypothesis: Hypothesis, mechanism: str, lost: list[str]) -> bool:
+        """Whether the hypothesis lacks this defect, and its condition holds in every schedule that is still lost."""
+        defect, have = self.defect(name), {one.partition("@")[0] for one in hypothesis.defects}
+        if name.partition("@")[0] in have or not defect.condition:
+            return name not in hypothesis.defects
+        acts, family = CONDITIONS[defect.condition].acts, self.families[mechanism]
+        return all(any(map(acts, calls_of(family.probe, s, family.rows(s)))) for s in lost)
 
     def _groups(self, mechanism: str) -> list[tuple[list[str], bool]]:
         """Defects to try, and whether in the probe's own type too: the mechanism's own, then those of what its probe
-        needs at once, then all others."""
+        needs at once, the own under a condition, then all others."""
         needs = registry()[mechanism].needs
         own = [name for name, defect in self.known.items() if defect.mechanism == mechanism]
         near = [name for name, defect in self.known.items() if defect.mechanism in needs]
         far = [name for name in self.known if name not in (*own, *near)]
-        return [
-            (group, rounded) for group, rounded in ((own, False), (near, False), (own, True), (far, False)) if group
-        ]
+        own_under, near_under = (
+            [one.id for one in self.conditional.values() if one.mechanism in mechanisms]
+            for mechanisms in ((mechanism,), needs)
+        )
+        groups = (own, False), (near, False), (own, True), (own_under, False), (far, False), (near_under, False)
+        return [(group, rounded) for group, rounded in groups if group]
 
     def _reduced(self, hypothesis: Hypothesis) -> Hypothesis:
         """Without the defects that later ones made superfluous."""
@@ -249,14 +275,14 @@ class Diagnoser:
                 continue
             if (cell.mechanism, cell.schedule) in self.matrix.logits:
                 near = {cell.mechanism} | needed(cell.mechanism)
-                shown = [d for d in hypothesis.defects if cell.schedule in (self.known[d].schedules or SCHEDULES)]
+                shown = [d for d in hypothesis.defects if self._shows(d, cell.mechanism, cell.schedule)]
                 cell.explained_by = (
-                    [d for d in shown if self.known[d].mechanism in near] or shown or [*hypothesis.defects]
+                    [d for d in shown if self.defect(d).mechanism in near] or shown or [*hypothesis.defects]
                 )
         red = [cell for cell in red if cell.mechanism not in apart]
         unexplained = [cell for cell in red if not cell.explained_by]
         shown = [name for name in hypothesis.defects if any(name in cell.explained_by for cell in red)]
-        entries = [self._entry(name, red, bool(unexplained)) for name in shown]
+        entries = [self._entry(name, red, bool(unexplained), hypothesis.defects) for name in shown]
         if unexplained:
             first, *later = dict.fromkeys(cell.mechanism for cell in unexplained)
             follow = f" {len(later)} later ones may only follow from it: {', '.join(later)}." if later else ""
@@ -267,9 +293,22 @@ class Diagnoser:
             entries.append(Diagnosis([], [], sentence, red=len(unexplained)))
         return entries
 
-    def _entry(self, name: str, red: list, some_unexplained: bool) -> Diagnosis:
-        defect = self.known[name]
-        mine = [cell for cell in red if name in cell.explained_by]
+    def _shows(self, name: str, mechanism: str, schedule: str) -> bool:
+        """Whether a defect can show in this cell at all."""
+        defect, family = self.defect(name), self.families[mechanism]
+        acts = [active([defect], call) for call in calls_of(family.probe, schedule, family.rows(schedule))]
+        return schedule in (defect.schedules or SCHEDULES) and any(acts)
+
+    def _takes(self, name: str, cell: Cell, whole: tuple[str, ...]) -> bool:
+        """Whether the cell is not reproduced without this defect."""
+        if cell.explained_by == [name]:
+            return True
+        fewer = tuple(other for other in whole if other != name)
+        return not self.reproduces(cell.mechanism, fewer, schedules=[cell.schedule])
+
+    def _entry(self, name: str, red: list[Cell], some_unexplained: bool, whole: tuple[str, ...]) -> Diagnosis:
+        defect = self.defect(name)
+        mine = [cell for cell in red if name in cell.explained_by and self._takes(name, cell, whole)]
         others = [] if any(cell.explained_by == [name] for cell in mine) else self._others(name, mine)
         start = f"In {len(mine)} of {len(red)} red cells this port" if some_unexplained else "This port"
         together = f", together with {', '.join(others)}" if others else ""
@@ -293,10 +332,13 @@ class Diagnoser:
 def patched_logits(family: Family, schedule: str, defects: list[Defect], dtype: str = "float64") -> Tensor:
     """The reference's logits with these defects under a schedule, [rows, tokens, V]."""
     probe, ids = family.probe, family.ids[: family.rows(schedule)]
-    with applied(defects, "reference_torch"), torch.no_grad():
+    with applied([one for one in defects if not one.condition], "reference_torch"), torch.no_grad():
         model = TorchSide(probe.config, {}, family.tensors, dtype).model
-        calls = () if schedule == "oneshot" and not probe.calls else probe.calls_of(schedule)
-        return forward(model, ids, calls, probe.mtp)
+    calls = () if schedule == "oneshot" and not probe.calls else probe.calls_of(schedule)
+    asked = calls_of(probe, schedule, len(ids))
+    at_work = lambda index: applied(active(defects, asked[index]), "reference_torch")  # noqa: E731
+    with torch.no_grad():
+        return forward(model, ids, calls, probe.mtp, at_work)
 
 
 @cache

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
+from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -115,19 +117,22 @@ class _Runs:
         return oracle.null_runs(self.side, lambda: self.run(self.side), self.paths, self.replay, self.probe.dtype, seed)
 
 
-def forward(model, ids: Tensor, calls: tuple[int, ...], mtp: bool = False) -> Tensor:
+def forward(
+    model, ids: Tensor, calls: tuple[int, ...], mtp: bool = False, around: Callable = lambda index: nullcontext()
+) -> Tensor:
     """Logits [B, S, V] of one cacheless call, or of several that share a state; with `mtp`, the MTP block's, for which
-    ids [B, S + 1] hold one token more."""
+    ids [B, S + 1] hold one token more. Each call runs in the context that `around` gives for its index."""
     state = model.new_state() if calls else None
     mtp_state = MTPState() if calls else None
     start, logits = 0, []
-    for tokens in calls or (ids.shape[1] - mtp,):
+    for index, tokens in enumerate(calls or (ids.shape[1] - mtp,)):
         stop = start + tokens
-        if mtp:
-            streams = model.streams(ids[:, start:stop], state)
-            logits.append(model.mtp_logits(streams, ids[:, start + 1 : stop + 1], mtp_state))
-        else:
-            logits.append(model(ids[:, start:stop], state))
+        with around(index):
+            if mtp:
+                streams = model.streams(ids[:, start:stop], state)
+                logits.append(model.mtp_logits(streams, ids[:, start + 1 : stop + 1], mtp_state))
+            else:
+                logits.append(model(ids[:, start:stop], state))
         start = stop
     return torch.cat(logits, dim=1)
 

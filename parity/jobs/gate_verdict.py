@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from ..gate.conditions import named
 from ..gate.defects import catalogue
 from ..gate.diagnosis import Hypothesis
 from ..gate.lives import CACHES, LIVES
@@ -66,7 +67,7 @@ def set_apart(report: GateReport) -> None:
         cells = [cell for cell in report.cells if cell.mechanism == row.name and cell.verdict in BAD]
         if row.beyond and cells:
             names = list(dict.fromkeys(name for cell in cells for name in cell.explained_by))
-            titles = [catalogue()[name].title for name in names]
+            titles = [named(catalogue(), name).title for name in names]
             schedules = [cell.schedule for cell in cells]
             report.beyond.append(Beyond(row.name, schedules, row.beyond, cells[0].sentence, names, titles))
 

@@ -16,6 +16,7 @@ from ..candidates.adapters import Target, load_adapter
 from ..candidates.adapters.problems import Raised
 from ..environment import use_one_thread
 from ..errors import BadInput
+from ..gate.conditions import CONDITIONS, Call, active, named
 from ..gate.defects import Defect, catalogue
 from ..gate.defects.patching import applied
 from ..gate.diagnosis import Diagnoser
@@ -126,19 +127,19 @@ class Patched:
         self.port.start()
 
     def load(self, folder: Path) -> None:
-        with applied(self.defects, "dsv4_mlx"):
+        with applied([one for one in self.defects if not one.condition], "dsv4_mlx"):
             self._raising(self.port.load, folder)
 
     def run(self, schedule: str, ids, calls, cached: bool):
-        with applied(self.defects, "dsv4_mlx"):
-            return self._logits(self.port.run, ids, calls, cached)
+        return self._logits(self.port.run, ids, calls, cached)
 
     def mtp(self, schedule: str, ids, calls, cached: bool):
-        with applied(self.defects, "dsv4_mlx"):
-            return self._logits(self.port.mtp, ids, calls, cached)
+        return self._logits(self.port.mtp, ids, calls, cached)
 
-    def _logits(self, run: Callable, *args):
-        logits, self.dtype = self._raising(run, *args)
+    def _logits(self, run: Callable, ids, calls, cached: bool):
+        asked = [Call(index, tokens, len(ids), cached) for index, tokens in enumerate(calls)]
+        self.port.around = lambda index: applied(active(self.defects, asked[index]), "dsv4_mlx")
+        logits, self.dtype = self._raising(run, ids, calls, cached)
         return logits
 
     def _raising(self, do: Callable, *args):
@@ -152,12 +153,15 @@ def measure_defects(profile: str, seed: int, names: list[str], progress: Callabl
     """Judge dsv4_mlx with each defect in turn. Raises BadInput for an unknown name."""
     known = catalogue()
     for name in names:
-        if name not in known:
+        base, at, condition = name.partition("@")
+        if base in known and at and condition not in CONDITIONS:
+            raise BadInput(f"--id does not know the condition of '{name}'; known: {', '.join(CONDITIONS)}.")
+        if base not in known:
             near = difflib.get_close_matches(name, known, 1, 0.5)
             hint = f"did you mean '{near[0]}'?" if near else "docs/defects.md lists them."
             raise BadInput(f"--id does not know '{name}'; {hint}")
     score = Score(profile, seed)
-    wanted = [known[name] for name in names] if names else list(known.values())
+    wanted = [named(known, name) for name in names] if names else list(known.values())
     workers = min(os.cpu_count() or 1, len(wanted))
     with ProcessPoolExecutor(workers, get_context("spawn"), use_one_thread) as pool:
         tasks = [pool.submit(judged, defect.id, profile, seed) for defect in wanted]
@@ -169,7 +173,7 @@ def measure_defects(profile: str, seed: int, names: list[str], progress: Callabl
 
 def judged(name: str, profile: str, seed: int) -> DefectResult:
     """Judge dsv4_mlx with one defect."""
-    defect = catalogue()[name]
+    defect = named(catalogue(), name)
     result = DefectResult(defect.id, defect.title, defect.mechanism)
     result.reason = defect.mlx_reason or defect.reference_reason or defect.outside
     if result.reason:

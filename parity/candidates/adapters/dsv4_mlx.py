@@ -40,10 +40,11 @@ class Port(MLXPort):
         cache = self.model.make_cache() if cached else None
         mtp_cache = self.model.make_mtp_cache() if cached else None
         outputs, start = [], 0
-        for tokens in calls:
+        for index, tokens in enumerate(calls):
             stop = start + tokens
-            streams = self.model.streams(ids[:, start:stop], cache)
-            outputs.append(self.model.mtp_logits(streams, ids[:, start + 1 : stop + 1], mtp_cache))
+            with self.around(index):
+                streams = self.model.streams(ids[:, start:stop], cache)
+                outputs.append(self.model.mtp_logits(streams, ids[:, start + 1 : stop + 1], mtp_cache))
             mx.eval(outputs[-1])
             start = stop
         return joined(outputs)

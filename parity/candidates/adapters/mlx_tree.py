@@ -7,7 +7,7 @@ import inspect
 import json
 import sys
 from collections.abc import Iterator, Sequence
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -34,6 +34,7 @@ class MLXPort:
     def __init__(self, target: Target):
         self.target = target
         self.model = None
+        self.around = lambda index: nullcontext()  # what surrounds each call; the mutation score puts defects there
 
     def start(self) -> type:
         self.module = importlib.import_module(self.target.module)
@@ -69,8 +70,9 @@ class MLXPort:
             raise NotOffered("The candidate's call takes no cache.")
         cache = self.fresh_cache() if cached else None
         outputs, start = [], 0
-        for tokens in calls:
-            outputs.append(self.step(mx.array(ids[:, start : start + tokens]), cache))
+        for index, tokens in enumerate(calls):
+            with self.around(index):
+                outputs.append(self.step(mx.array(ids[:, start : start + tokens]), cache))
             mx.eval(outputs[-1])
             start += tokens
         return joined(outputs)

@@ -42,6 +42,7 @@ class Defect:
     formula: the line as it should read. schedules: where it shows, empty for all ("batch": several sequences).
     pair: the pairs of `parity run` of which one must be blamed. only: the type in which it shows, empty for both.
     outside: why no probe of the gate can see it, though `parity run` does. reasons: by package, why there is no patch.
+    condition: the name of the condition under which it acts only (parity.gate.conditions), empty for always.
     """
 
     id: str
@@ -59,6 +60,7 @@ class Defect:
     outside: str = ""
     reference_reason: str = ""
     mlx_reason: str = ""
+    condition: str = ""
 
     @property
     def between_calls(self) -> bool:
