@@ -189,7 +189,7 @@ class CellItem(pytest.Item):
             raise CellFailed(report.sentence)
         if cell.verdict in (Verdict.COVERAGE_GAP, Verdict.INCONCLUSIVE):
             pytest.skip(cell.sentence)
-        why = next(row.beyond for row in report.mechanisms if row.name == cell.mechanism)
+        why = next((row.beyond for row in report.mechanisms if row.name == cell.mechanism), "")
         if why and cell.verdict is not Verdict.PARITY:
             pytest.skip(f"does not count, as {why}: {cell.sentence}")
         if cell.verdict is not Verdict.PARITY:

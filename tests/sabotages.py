@@ -338,8 +338,8 @@ SABOTAGES = [
     Sabotage(
         "plain numbers show that a port reads packed weights",
         "parity/gate/loading.py",
-        'return "quantization" not in json',
-        'return "x" in json',
+        'if FAMILIES[name].packing != "none" or name == PUBLISHED:',
+        "if True:",
         "tests/test_gate.py -k names_is_judged_on_them",
     ),
 ]

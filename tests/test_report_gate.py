@@ -41,7 +41,7 @@ def test_schema_describes_every_field_and_admits_no_other():
                 walk(value)
 
     walk(schema)
-    assert len(objects) == 9
+    assert len(objects) == 10
     for node in objects:
         assert node["additionalProperties"] is False
         assert set(node["required"]) == set(node["properties"])
@@ -109,7 +109,7 @@ def test_terminal_says_what_matters_first_and_the_verdict_last(width):
     lines = text.splitlines()
     assert max(map(len, lines)) <= width
     order = ["mlx_lm/models/deepseek_v4.py: diverges", "behaves exactly like", "attention.window", "The RMS error is"]
-    places = [text.index(part) for part in (*order, "not offered: batch", "again: parity gate", "time: ")]
+    places = [text.index(part) for part in (*order, "not judged: batch", "again: parity gate", "time: ")]
     assert places == sorted(places)
     assert "reproduces 8 of 18 red cells" in text
     assert "y[t, i] = sum_j comb[t, j, i] * streams" in text

@@ -87,7 +87,7 @@ def test_verdict_and_diagnosis_stand_above_the_matrix():
         "First deviation",
         "Mechanism by schedule",
         "Error by layer",
-        "Not offered",
+        "Not judged",
         "See it again",
     ]
     places = [page.text.index(part) for part in order]

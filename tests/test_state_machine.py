@@ -78,7 +78,7 @@ def test_what_a_port_does_not_offer_is_a_sentence_each():
     args = {"hidden_size": 32, "num_hidden_layers": 1, "intermediate_size": 64, "num_attention_heads": 4}
     model = Forgetful(llama.ModelArgs("llama", rms_norm_eps=1e-5, vocab_size=48, **args))
     found = gaps(Port(model, 48))
-    assert set(found) == set(OFFERS)
+    assert set(found) == set(OFFERS) - {"weigh"}
     assert found["branch"] == "The port offers no copies: TypeError: cannot be copied."
     assert found["trim"] == "The port offers no trimming: its caches are not trimmable after five tokens."
     assert found["filter"] == "The port offers no filtering a batch, as it merges no caches."

@@ -14,11 +14,9 @@ import contextlib
 import itertools
 import json
 import os
-import re
 import select
 import shutil
 import signal
-import site
 import subprocess
 import sys
 import tempfile
@@ -28,7 +26,7 @@ from pathlib import Path
 
 import numpy as np
 
-from . import mending, told, untrusted, usage
+from . import mending, surroundings, told, untrusted, usage
 from .adapters import Target
 from .adapters.problems import (
     AteMemory,
@@ -59,7 +57,6 @@ WAITING = 4
 COMPILING = 5  # times as long as usual: the first call runs a compiler for each kernel
 SLACK = 64 << 20  # bytes that a file of logits may have beyond what was asked: a wrong shape is judged, not refused
 MOST_TAPS = 100_000
-SECRET = re.compile(r"TOKEN|SECRET|PASSWORD|CREDENTIAL|_KEY$", re.IGNORECASE)
 FOLDER_GONE = "The candidate took away the folder that its process works in."
 UNREADABLE = "The candidate's process answered nothing that can be read {doing}."
 
@@ -218,7 +215,7 @@ class Process:
                     stderr=log,
                     pass_fds=[writing],
                     cwd=self.work,
-                    env=self._environment(writing),
+                    env=surroundings.variables(self.work, writing, self.memory),
                     start_new_session=True,
                 )
         except BaseException:
@@ -235,29 +232,6 @@ class Process:
         except BaseException:
             self._end()
             raise
-
-    def _environment(self, answers: int) -> dict[str, str]:
-        kept = {name: value for name, value in os.environ.items() if not SECRET.search(name)}
-        work = str(self.work)
-        folders = ("HOME", "TMPDIR", "TEMP", "TMP", "HF_HOME", "XDG_CACHE_HOME", "XDG_CONFIG_HOME", "XDG_DATA_HOME")
-        folders += ("TORCHINDUCTOR_CACHE_DIR", "TRITON_CACHE_DIR")  # torch sets the first one in its own process
-        return (
-            {"OMP_NUM_THREADS": "1", "PYTHONUSERBASE": site.getuserbase()}
-            | kept
-            | dict.fromkeys(folders, work)
-            | {
-                # On the CPU MLX compiles with g++, longer than all else takes: see `compiled`.
-                "MLX_DISABLE_COMPILE": "1",
-                "PYTHONDONTWRITEBYTECODE": "1",
-                "PYTHONHASHSEED": "0",
-                "HF_HUB_OFFLINE": "1",
-                "TRANSFORMERS_OFFLINE": "1",
-                "TOKENIZERS_PARALLELISM": "false",
-                "MLX_ENABLE_TF32": "0",
-                "PARITY_ANSWERS": str(answers),
-                "PARITY_MEMORY": str(self.memory),
-            }
-        )
 
     @contextlib.contextmanager
     def compiled(self) -> Iterator[None]:

@@ -132,7 +132,8 @@ def command(options: argparse.Namespace, started: float) -> int:
     if options.bundle and options.record and os.path.abspath(options.bundle) == os.path.abspath(options.record):
         raise BadInput("--bundle and --record need a folder each.")
     from ..gate.probes import PROFILES
-    from ..jobs.gate import judge, requirable
+    from ..jobs.gate import judge
+    from ..jobs.gate_command import requirable
 
     shared.one_of("--profile", "quick" if options.profile is None else options.profile, list(PROFILES))
     shared.one_of("--family", "any" if options.family is None else options.family, ["any", "raw"])

@@ -28,7 +28,10 @@ PLAIN, EXPERTS, PACKED = FORMS = ("plain", "experts packed", "packed")
 
 def in_form(probe: Probe, form: str) -> Probe:
     """The probe with weights as ports want them that take no plain ones."""
-    return probe if form == PLAIN else packed.in_form(probe, experts_only=form == EXPERTS)
+    packed_already, odd = "quantization_config" in probe.config, probe.config["hidden_size"] % 32
+    if form == PLAIN or packed_already or odd:  # fp4 has a scale for 32 numbers
+        return probe
+    return packed.in_form(probe, experts_only=form == EXPERTS)
 
 
 class _Held(dict):

@@ -19,10 +19,9 @@ from .families import Family
 from .loading import load_packed
 from .results import Cell, Loading
 
-# A candidate that dies or hangs this often on one probe is not asked for more of it: each time costs a whole limit.
-PATIENCE = 2
-# Nor for any more, once this many probes ended so.
-LONG_PATIENCE = 8
+# A candidate that dies this often on one probe is not asked for more of it, nor of any once so many probes ended so.
+PATIENCE, LONG_PATIENCE = 2, 8
+HANGS = 3  # each costs a whole limit of time: one ends a probe, so many end the run
 NOT_ASKED = "was not asked: the candidate hung or died too often before"
 
 
@@ -44,7 +43,7 @@ class Matrix:
     """Cells in order, by (mechanism, schedule) the logits of those that gave some of the right shape, and which of them
     the candidate says that it does not offer, or gave of each call's last token alone.
 
-    loading: what it did with packed weights, by family. troubles: probes on which it died or hung.
+    loading: what it did with packed weights, by family. troubles: how often it died or hung, by probe.
     """
 
     cells: list[Cell] = field(default_factory=list)
@@ -53,18 +52,22 @@ class Matrix:
     ends_only: set[tuple[str, str]] = field(default_factory=set)
     loading: list[Loading] = field(default_factory=list)
     troubles: Counter = field(default_factory=Counter)
+    hangs: int = 0
 
     def red(self, mechanism: str) -> list[Cell]:
         return [cell for cell in self.cells if cell.mechanism == mechanism and cell.verdict is Verdict.DIVERGES]
 
     def out_of_patience(self, mechanism: str) -> bool:
         """Whether the candidate died or hung too often to be asked for this."""
-        return self.troubles[mechanism] >= PATIENCE or len(self.troubles) >= LONG_PATIENCE
+        all_over = len(+self.troubles) >= LONG_PATIENCE or self.hangs >= HANGS
+        return all_over or self.troubles[mechanism] >= PATIENCE
 
     def note(self, mechanism: str, problem: CandidateProblem) -> None:
         """Count a death."""
-        if isinstance(problem, (Died, Hung, AteMemory)):
-            self.troubles[mechanism] += 1
+        hung = isinstance(problem, Hung)
+        if hung or isinstance(problem, (Died, AteMemory)):
+            self.troubles[mechanism] += PATIENCE if hung else 1
+            self.hangs += hung
 
 
 def judge_probe(engine: Engine, family: Family, folder: Path, matrix: Matrix) -> None:

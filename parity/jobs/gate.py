@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import shlex
 import tempfile
 import time
 from collections.abc import Callable, Iterable
@@ -23,12 +22,10 @@ from ..gate.probes import SCHEDULES, Probe, of_profile
 from ..gate.recording import Recorder
 from ..gate.results import Candidate, Cell, Gap, GateReport, Mechanism
 from ..results import Verdict
+from .gate_command import MEMORY, TIMEOUT, command
 from .gate_verdict import conclude, follow_on, gaps_of, set_apart
 
 Progress = Callable[[str], None]
-
-TIMEOUT = 60.0  # seconds of processor time a call
-MEMORY = 8.0  # GiB
 
 
 def judge(
@@ -104,42 +101,6 @@ def judge(
         if record_folder is not None:
             _write_recording(engine, report, names, require, record_folder, progress)
     return report
-
-
-def command(
-    target: str,
-    profile: str | None,
-    seed: int | None,
-    timeout: float,
-    memory: float,
-    require: Iterable[str],
-    names: str = "any",
-    strict: bool = False,
-    mend: bool = False,
-) -> str:
-    """The command line that judges so again, as a shell needs it: people paste it, and names may be anything. One of a
-    recording names no profile and seed."""
-    words = ["parity", "gate", *(["--"] if target.startswith("-") else []), target]
-    options = [] if profile is None else ["--profile", profile, "--seed", str(seed)]
-    if timeout != TIMEOUT:
-        options += ["--timeout", f"{timeout:g}"]
-    if memory != MEMORY:
-        options += ["--memory", f"{memory:g}"]
-    for what in require:
-        options += ["--require", what]
-    if names != "any":
-        options += ["--family", names]
-    if strict:
-        options += ["--strict"]
-    options += ["--mend-imports"] * mend
-    return shlex.join([*words[:2], *options, *words[2:]] if words[2] == "--" else [*words, *options])
-
-
-def requirable() -> list[str]:
-    """What --require may name: schedules and mechanisms."""
-    return [*SCHEDULES, *(probe.mechanism for probe in of_profile("exhaustive")), CACHES] + [
-        f"{CACHES}.{name}" for name in OFFERED
-    ]
 
 
 def _judge(

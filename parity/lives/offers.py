@@ -55,8 +55,9 @@ def _try_trim(cache: list):
     if not mlx_lm_cache.can_trim_prompt_cache(cache):
         raise NotImplementedError("its caches are not trimmable after five tokens")
     trimmed = copy.deepcopy(cache)
-    mlx_lm_cache.trim_prompt_cache(trimmed, 1)
-    copy.deepcopy(trimmed)  # as mlx-lm's server keeps what it has trimmed
+    for tokens in (0, 1):
+        mlx_lm_cache.trim_prompt_cache(trimmed, tokens)
+        copy.deepcopy(trimmed)  # as mlx-lm's server keeps what it has trimmed
 
 
 def _try_saving(cache: list):
