@@ -16,7 +16,7 @@ import torch
 from helpers import tiny, token_ids, write_folder
 
 import dsv4_mlx
-from parity.candidates import process
+from parity.candidates import process, surroundings
 from parity.candidates.adapters import resolve
 from parity.candidates.containment import landlock_version
 from parity.candidates.process import Process
@@ -236,9 +236,9 @@ def test_a_candidate_may_take_its_folder_away(started, folder, expected):
     assert not list(candidate.home.glob("checkpoint-*"))
 
 
-def test_secrets_stay_in_the_harness(started, monkeypatch):
+def test_secrets_stay_in_the_harness(tmp_path, monkeypatch):
     monkeypatch.setenv("SOME_TOKEN", "secret")
-    environment = started("unchanged")._environment(3)
+    environment = surroundings.variables(tmp_path, 3, 1 << 30)
     assert "secret" not in environment.values()
     assert environment["MLX_ENABLE_TF32"] == "0"
 
