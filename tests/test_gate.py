@@ -14,6 +14,7 @@ from pathlib import Path
 from xml.etree import ElementTree
 
 import jsonschema
+import mlx.core as mx
 import numpy as np
 import pytest
 
@@ -22,6 +23,7 @@ from parity.candidates import process
 from parity.candidates.adapters.problems import Hung
 from parity.candidates.containment import landlock_version
 from parity.gate import bundle, matrix
+from parity.gate.defects import catalogue
 from parity.gate.lives import CACHES, LIVES
 from parity.gate.matrix import NOT_ASKED
 from parity.gate.probes import SCHEDULES, of_profile, registry
@@ -834,3 +836,70 @@ def test_logits_of_each_calls_last_token_are_judged_and_diagnosed(few, capsys, t
     assert "each call's last token alone" in " ".join(out.split())
     tokens = {cell["schedule"]: cell["tokens"] for cell in report["cells"] if cell["mechanism"] == "hc.comb"}
     assert (tokens["oneshot"], tokens["chunks"]) == (1, 4)
+
+
+# --- what a port needs, what it says, what is looked for --------------------------------------------------------------
+
+
+@pytest.mark.skipif(mx.metal.is_available(), reason="this machine has Metal")
+def test_a_port_that_needs_metal_is_a_matter_of_the_machine(few, capsys):
+    few("embedding", "experts.shared")
+    code, out, _ = run(capsys, path_of("needs_metal"))
+    assert code == Verdict.ENVIRONMENT.exit_code
+    assert "needs Metal, which this machine does not have" in " ".join(out.split())
+
+
+def test_a_port_may_say_how_its_mtp_block_is_called(few, capsys, tmp_path):
+    few("embedding", "mtp")
+    code, _, _ = run(capsys, path_of("says_how_its_mtp_is_called"), "--json", str(tmp_path / "report.json"))
+    report = json.loads((tmp_path / "report.json").read_text())
+    assert (code, report["gaps"]) == (0, [])
+    assert verdicts(report, "mtp") == ["parity"] * 5
+
+
+def test_one_mechanism_alone_is_judged_with_what_it_needs(capsys, tmp_path):
+    code, _, _ = run(
+        capsys, path_of("mixes_untransposed"), "--only", "hc.comb", "--json", str(tmp_path / "report.json")
+    )
+    report = json.loads((tmp_path / "report.json").read_text())
+    names = ["embedding", "experts.shared", "hc.post", "hc.pre", "hc.comb"]
+    assert (code, [row["name"] for row in report["mechanisms"]]) == (1, names)
+    assert [entry["defects"] for entry in report["diagnosis"]] == [["D016"]]
+    assert "--only hc.comb" in report["reproduce"]
+    code, _, error = run(capsys, path_of("unchanged"), "--only", "hc.com")
+    assert (code, one_sentence(error), "hc.comb" in error) == (2, True, True)
+
+
+DRAFT = """
+id = "X900-draft"
+title = "the streams mixed by comb plus one"
+mechanism = "hc.comb"
+symptom = "none"
+visible = "always"
+seen = "plausible; not seen in a public port"
+formula = "y = post v + comb^T streams"
+mlx_reason = "a draft"
+
+[[reference]]
+file = "hyper_connection"
+old = '''OLD'''
+new = '''NEW'''
+"""
+
+
+def test_a_draft_of_a_defect_is_looked_for(capsys, tmp_path):
+    """The port that mixes by comb, with the catalogue's own entry hidden: only the draft names it."""
+    edit = next(edit for edit in catalogue()["D016"].reference)
+    drafts = tmp_path / "drafts"
+    drafts.mkdir()
+    text = DRAFT.replace("OLD", edit.old).replace("NEW", edit.new)
+    (drafts / "x900_draft.toml").write_text(text)
+    asked = (path_of("mixes_untransposed"), "--only", "hc.comb", "--defects", str(drafts))
+    run(capsys, *asked, "--json", str(tmp_path / "report.json"))
+    report = json.loads((tmp_path / "report.json").read_text())
+    assert any("X900-draft" in entry["defects"] or "D016" in entry["defects"] for entry in report["diagnosis"])
+    (drafts / "x900_draft.toml").write_text(DRAFT.replace("OLD", "nowhere").replace("NEW", ""))
+    code, _, error = run(capsys, *asked)
+    assert (code, one_sentence(error), "which is not at one place" in error) == (2, True, True)
+    code, _, error = run(capsys, path_of("unchanged"), "--defects", str(tmp_path / "none"))
+    assert (code, one_sentence(error), "there is no such folder" in error) == (2, True, True)

@@ -14,6 +14,7 @@ from .adapters.problems import (
     Died,
     LacksName,
     MissingImports,
+    NeedsDevice,
     NotOffered,
     Raised,
     WroteOutside,
@@ -22,6 +23,7 @@ from .pip_names import with_pip_names
 
 GIB = 1 << 30
 NO_MEMORY = re.compile(r"bad_alloc|unable to allocate|can't allocate memory|maximum allowed buffer size", re.IGNORECASE)
+NO_DEVICE = re.compile(r"no metal back-?end|without gpu backend|metal is not available", re.IGNORECASE)
 ADDRESS = re.compile(r"\b0x[0-9a-f]{6,}\b")
 
 
@@ -44,6 +46,8 @@ def problem(error: dict[str, object], doing: str, folder: Path, memory: int) -> 
     if kind == "missing imports":
         names = [str(name) for name in error["names"]]
         return MissingImports(f"The candidate imports what is not installed: {with_pip_names(names)}.", names)
+    if NO_DEVICE.search(message):
+        return NeedsDevice(f"The candidate needs Metal, which this machine does not have ({message.rstrip('.')}).")
     if error["type"] == "MemoryError" or NO_MEMORY.search(message):
         return ate_memory(doing, memory)
     said = f"The candidate raised {error['type']} {doing}{place}: {message.rstrip('.')}."

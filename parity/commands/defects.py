@@ -15,7 +15,8 @@ EPILOG = """\
 examples:
   parity defects                                   every defect against the quick probes
   parity defects --profile full --json defects.json
-  parity defects --id D016 --id D033
+  parity defects --id D016 --id D028-dropped@one   the second in calls of one token only
+  parity defects --conditional 40 --seed 1         so many at random, each under a condition
 
 Each known defect is put into dsv4_mlx, and the gate judges it. Killed: a cell is red. Blamed rightly: the diagnosis
 names this defect and nothing else, and the first red mechanism is the defect's own.
@@ -36,6 +37,12 @@ def add(commands) -> None:
         "--id", action="append", default=[], metavar="ID", help="only this defect; may be given again (default: all)"
     )
     parser.add_argument(
+        "--conditional",
+        type=shared.count,
+        metavar="N",
+        help="so many defects at random, each in some calls only: of one token, later ones, in batches, ...",
+    )
+    parser.add_argument(
         "--table", type=shared.named, metavar="FILE", help="write the table as Markdown, as the docs show it"
     )
     parser.set_defaults(command=command, problem=None)
@@ -49,13 +56,14 @@ def command(options: argparse.Namespace, started: float) -> int:
         if getattr(options, name):
             document.check_target(getattr(options, name), f"--{name}")
     from ..gate.probes import PROFILES
-    from ..jobs.score import measure_defects
+    from ..jobs.score import measure_defects, some_conditional
 
     shared.one_of("--profile", options.profile, list(PROFILES))
     check_environment()
     use_one_thread()
     with Progress() as progress:
-        score = measure_defects(options.profile, options.seed, options.id, progress)
+        names = options.id + (some_conditional(options.conditional, options.seed) if options.conditional else [])
+        score = measure_defects(options.profile, options.seed, names, progress)
     score.clock["total_s"] = round(time.monotonic() - started, 2)
     steps = []
     if options.json != "-":

@@ -99,6 +99,19 @@ def add(commands) -> None:
         "published ones",
     )
     gate.add_argument(
+        "--only",
+        action="append",
+        default=[],
+        metavar="MECHANISM",
+        help="judge this mechanism and those that its probe needs, nothing else; may be given again",
+    )
+    gate.add_argument(
+        "--defects",
+        type=shared.named,
+        metavar="DIR",
+        help="a folder of drafts for the catalogue of defects, looked for beside the known ones",
+    )
+    gate.add_argument(
         "--strict", action="store_true", help="what no published checkpoint needs (another eps, odd sides) counts too"
     )
     gate.add_argument(
@@ -131,12 +144,19 @@ def command(options: argparse.Namespace, started: float) -> int:
             _check_folder(Path(getattr(options, option)), f"--{option}")
     if options.bundle and options.record and os.path.abspath(options.bundle) == os.path.abspath(options.record):
         raise BadInput("--bundle and --record need a folder each.")
-    from ..gate.probes import PROFILES
+    from ..gate.defects import DefectError, read_drafts
+    from ..gate.probes import PROFILES, registry
     from ..jobs.gate import judge
     from ..jobs.gate_command import requirable
 
     shared.one_of("--profile", "quick" if options.profile is None else options.profile, list(PROFILES))
     shared.one_of("--family", "any" if options.family is None else options.family, ["any", "raw"])
+    for what in options.only:
+        shared.one_of("--only", what, list(registry()))
+    try:
+        drafts = read_drafts(Path(options.defects)) if options.defects else {}
+    except DefectError as error:
+        raise BadInput(f"--defects {options.defects}: {error}") from error
     for what in options.require:
         shared.one_of("--require", what, requirable())
     use_one_thread()
@@ -153,6 +173,8 @@ def command(options: argparse.Namespace, started: float) -> int:
             bundle_folder=Path(options.bundle) if options.bundle else None,
             names=options.family,
             strict=options.strict,
+            only=options.only,
+            drafts=drafts,
             mend=options.mend_imports,
             record_folder=Path(options.record) if options.record else None,
         )

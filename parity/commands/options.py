@@ -38,6 +38,13 @@ def positive(text: str) -> float:
     return value
 
 
+def count(text: str) -> int:
+    """How many, at least one."""
+    if not text.isdecimal() or not int(text):
+        raise argparse.ArgumentTypeError(f"{text} is no number of things, at least 1")
+    return int(text)
+
+
 def named(text: str) -> str:
     """A path; an empty one, as of a variable that was not set, would ask for nothing and say nothing."""
     if not text.strip():

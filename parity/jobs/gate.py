@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import tempfile
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -13,7 +13,8 @@ from ..candidates.process import CandidateProblem, MissingImports, Process, can_
 from ..environment import check_environment
 from ..errors import BadInput
 from ..gate import bundle, confirm, loading, playing
-from ..gate.diagnosis import Diagnoser
+from ..gate.defects import Defect, catalogue
+from ..gate.diagnosis import Diagnoser, needed
 from ..gate.families import Family, family
 from ..gate.lives import CACHES, CHECKPOINT, LIVES, OFFERED, judge_lives, mechanism
 from ..gate.matrix import NOT_ASKED, Engine, Matrix, ask, close_gaps, judge_probe
@@ -41,14 +42,16 @@ def judge(
     names: str | None = None,
     strict: bool = False,
     mend: bool = False,
+    only: Sequence[str] = (),
+    drafts: dict[str, Defect] | None = None,
     record_folder: Path | None = None,
 ) -> GateReport:
     """Judge a candidate, in a process of its own, or the recording of one. Raises BadInput where the target is none.
 
     ``names``: "raw" where it must load the published ones, "any" where those of a conversion will do. What is None is
     "quick", 0 and "any", or what was recorded. ``strict``: what no published checkpoint needs counts too. ``mend``:
-    supply the names of ``typing`` and the like that it lacks, a note each. ``record_folder``: where a recording is
-    kept.
+    supply the names of ``typing`` and the like that it lacks, a note each. ``only``: these mechanisms and what their
+    probes need. ``drafts``: defects beside the catalogue's. ``record_folder``: where a recording is kept.
     """
     resolved = resolve(target)
     played = playing.read(Path(resolved.path)) if resolved.kind == "recording" else None
@@ -63,14 +66,14 @@ def judge(
     report = GateReport(candidate, profile, seed, Verdict.INCONCLUSIVE, "")
     report.environment = check_environment() if environment is None else environment
     if played is None:
-        report.reproduce = command(target, profile, seed, timeout, memory, require, names, strict, mend)
+        report.reproduce = command(target, profile, seed, timeout, memory, require, names, strict, mend, only)
     else:
-        report.reproduce = command(target, None, None, TIMEOUT, MEMORY, require, strict=strict)
+        report.reproduce = command(target, None, None, TIMEOUT, MEMORY, require, strict=strict, only=only)
         report.notes += played.notes(report.environment)
+    probes = chosen(profile, only)
     counted = lambda probe: strict or probe.mechanism in require  # noqa: E731
     report.mechanisms = [
-        Mechanism(p.mechanism, p.title, p.spec, list(p.needs), "" if counted(p) else p.beyond)
-        for p in of_profile(profile)
+        Mechanism(p.mechanism, p.title, p.spec, list(p.needs), "" if counted(p) else p.beyond) for p in probes
     ]
     with tempfile.TemporaryDirectory(prefix="parity-", ignore_cleanup_errors=True) as scratch:
         started = time.monotonic()
@@ -83,7 +86,9 @@ def judge(
             with engine as process:
                 _describe(report.candidate, process.facts)
                 report.clock["start_s"] = round(time.monotonic() - started, 2)
-                families = _judge(process, of_profile(profile), report, Path(scratch), set(require), progress, names)
+                known = catalogue() | (drafts or {})
+                asked = set(require)
+                families = _judge(process, probes, report, Path(scratch), asked, progress, names, known, bool(only))
                 if bundle_folder is not None:
                     _write_bundle(process, families, report, bundle_folder, progress)
         except MissingImports as problem:
@@ -103,6 +108,14 @@ def judge(
     return report
 
 
+def chosen(profile: str, only: Sequence[str]) -> list[Probe]:
+    """The profile's probes; or these mechanisms of whatever profile, and what their probes need."""
+    if not only:
+        return of_profile(profile)
+    wanted = {*only}.union(*(needed(name) for name in only))
+    return [probe for probe in of_profile("exhaustive") if probe.mechanism in wanted]
+
+
 def _judge(
     engine: Process,
     probes: list[Probe],
@@ -111,6 +124,8 @@ def _judge(
     require: set[str],
     progress: Progress,
     names: str,
+    catalogue_: dict[str, Defect],
+    only: bool,
 ) -> dict[str, Family]:
     report.schedules = list(SCHEDULES)
     matrix = Matrix()
@@ -125,7 +140,7 @@ def _judge(
         report.notes.append("Gives the logits of each call's last token alone; only these were judged.")
     missing = close_gaps(matrix, SCHEDULES)
     lacking = []
-    if CHECKPOINT in families:
+    if CHECKPOINT in families and not only:
         lacking = _live(engine, families[CHECKPOINT], matrix, report, scratch, progress)
     report.gaps = gaps_of(report.cells, missing, lacking, require)
     judged = {*SCHEDULES, *(row.name for row in report.mechanisms), *(f"{CACHES}.{name}" for name in OFFERED)}
@@ -135,14 +150,14 @@ def _judge(
     if red:
         progress("looking for the defects that explain it")
         began = time.monotonic()
-        diagnoser = Diagnoser(families, matrix)
+        diagnoser = Diagnoser(families, matrix, {name: one for name, one in catalogue_.items() if one.reference})
         hypothesis = diagnoser.diagnose()
         report.diagnosis = diagnoser.report(hypothesis, {row.name for row in report.mechanisms if row.beyond})
         report.clock["diagnosis_s"] = round(time.monotonic() - began, 2)
         follow_on(report, hypothesis)
         _look_inside(engine, families, red[0], scratch, report)
-    set_apart(report)
-    if CHECKPOINT in families and _compiles(engine) and report.candidate.kind != "hf":
+    set_apart(report, catalogue_)
+    if CHECKPOINT in families and not only and _compiles(engine) and report.candidate.kind != "hf":
         progress("the whole model again, compiled")
         began = time.monotonic()
         _confirm_compiled(engine, families[CHECKPOINT], report, scratch)

@@ -22,6 +22,7 @@ def command(
     names: str = "any",
     strict: bool = False,
     mend: bool = False,
+    only: Iterable[str] = (),
 ) -> str:
     """The command line that judges so again, as a shell needs it: people paste it, and names may be anything. One of a
     recording names no profile and seed."""
@@ -35,6 +36,8 @@ def command(
         options += ["--require", what]
     if names != "any":
         options += ["--family", names]
+    for what in only:
+        options += ["--only", what]
     if strict:
         options += ["--strict"]
     options += ["--mend-imports"] * mend

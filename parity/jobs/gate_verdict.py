@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from ..gate.conditions import named
-from ..gate.defects import catalogue
+from ..gate.defects import Defect
 from ..gate.diagnosis import Hypothesis
 from ..gate.lives import CACHES, LIVES
 from ..gate.loading import PUBLISHED
@@ -14,6 +14,7 @@ from ..results import Verdict, overall
 FIRST_REVISION = "D076-missing"
 # What kinds of candidates are known not to offer. (transformers loads packed weights where accelerate is installed.)
 NOT_OFFERED_BY = {"dsv4_mlx": (), "hf": ("mtp", CACHES, "weights.fp8", "weights.fp4")}
+NO_DEVICE = "needs Metal, which this machine does not have"
 BAD = (Verdict.DIVERGES, Verdict.CRASHED)
 WORDS = {
     "oneshot": "one call without a cache",
@@ -61,13 +62,13 @@ def _lacking(report: GateReport) -> list[Cell]:
     return [cell for cell in report.cells if cell.verdict is Verdict.COVERAGE_GAP and cell.mechanism not in known]
 
 
-def set_apart(report: GateReport) -> None:
+def set_apart(report: GateReport, known: dict[str, Defect]) -> None:
     """List what deviates where no published checkpoint goes, a row each."""
     for row in report.mechanisms:
         cells = [cell for cell in report.cells if cell.mechanism == row.name and cell.verdict in BAD]
         if row.beyond and cells:
             names = list(dict.fromkeys(name for cell in cells for name in cell.explained_by))
-            titles = [named(catalogue(), name).title for name in names]
+            titles = [named(known, name).title for name in names]
             schedules = [cell.schedule for cell in cells]
             report.beyond.append(Beyond(row.name, schedules, row.beyond, cells[0].sentence, names, titles))
 
@@ -112,7 +113,9 @@ def conclude(report: GateReport, names: str = "any") -> None:
         if report.gaps:
             report.sentence += f" Not judged: {', '.join(gap.what for gap in report.gaps)}."
     else:
-        report.sentence = f"Nothing of {name} could be compared."
+        needs = next((cell.sentence for cell in report.cells if NO_DEVICE in cell.sentence), None)
+        report.verdict = Verdict.ENVIRONMENT if needs else report.verdict
+        report.sentence = needs or f"Nothing of {name} could be compared."
     if any(FIRST_REVISION in entry.defects for entry in report.diagnosis):
         report.notes.append(
             "The shared expert is not clamped: that is what the first published revision (2026-04-24) computes; "

@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import difflib
 import os
+import random
 import tempfile
 from collections.abc import Callable
 from concurrent.futures import ProcessPoolExecutor
@@ -12,16 +13,19 @@ from dataclasses import asdict, dataclass, field
 from multiprocessing import get_context
 from pathlib import Path
 
+import torch
+
 from ..candidates.adapters import Target, load_adapter
 from ..candidates.adapters.problems import Raised
 from ..environment import use_one_thread
 from ..errors import BadInput
-from ..gate.conditions import CONDITIONS, Call, active, named
+from ..gate.conditions import CONDITIONS, Call, active, named, variants
 from ..gate.defects import Defect, catalogue
 from ..gate.defects.patching import applied
-from ..gate.diagnosis import Diagnoser
+from ..gate.diagnosis import Diagnoser, patched_logits
+from ..gate.families import Family
 from ..gate.matrix import Matrix, judge_probe
-from ..gate.probes import of_profile
+from ..gate.probes import of_profile, registry
 from ..results import Verdict
 from .gate import reference
 
@@ -169,6 +173,32 @@ def measure_defects(profile: str, seed: int, names: list[str], progress: Callabl
             progress(f"{index} of {len(wanted)}: {defect.id}")
             score.defects.append(task.result())
     return score
+
+
+def some_conditional(count: int, seed: int) -> list[str]:
+    """So many defects at random, each under a condition: ids as D028-dropped@one. Only those that their own probe shows
+    and that do not act in all of its calls: what is read when a model is built knows no calls."""
+    choice, known, found = random.Random(seed), catalogue(), []
+    able = [one for one in variants(known) if one.reference and one.mlx]
+    while len(found) < count and able:
+        one = able.pop(choice.randrange(len(able)))
+        probe = registry()[one.mechanism]
+        base = known[one.id.partition("@")[0]]
+        if probe.profile == "quick" and not probe.beyond and _tells(one, base, reference(probe, seed)):
+            found.append(one.id)
+    return found
+
+
+def _tells(one: Defect, base: Defect, family: Family) -> bool:
+    """Whether the probe shows the defect under its condition in dsv4_mlx, and in the reference another than the plain
+    one."""
+    matrix = Matrix()
+    with tempfile.TemporaryDirectory(prefix="parity-", ignore_cleanup_errors=True) as scratch:
+        judge_probe(Patched([one]), family, Path(scratch, "probe"), matrix)
+    if all(cell.verdict is Verdict.PARITY for cell in matrix.cells):
+        return False
+    runs = ((patched_logits(family, s, [d], family.probe.dtype) for d in (one, base)) for s in family.probe.schedules)
+    return any(not torch.equal(some, always) for some, always in runs)
 
 
 def judged(name: str, profile: str, seed: int) -> DefectResult:

@@ -82,7 +82,20 @@ class MLXPort:
         return logits_of(self.model(ids, **arguments(self.model, cache)))
 
     def mtp(self, ids: np.ndarray, calls: Sequence[int], cached: bool) -> tuple[np.ndarray, str]:
-        raise NotOffered("The candidate offers no logits of its MTP block.")
+        """By the port's own `parity_mtp(ids, following, cache)`, where its model has one (docs/gate.md)."""
+        hook = getattr(self.model, "parity_mtp", None)
+        if hook is None:
+            raise NotOffered("The candidate offers no logits of its MTP block.")
+        make = getattr(self.model, "make_parity_mtp_cache", self.fresh_cache)
+        cache, ids = make() if cached else None, mx.array(ids)
+        outputs, start = [], 0
+        for index, tokens in enumerate(calls):
+            stop = start + tokens
+            with self.around(index):
+                outputs.append(logits_of(hook(ids[:, start:stop], ids[:, start + 1 : stop + 1], cache)))
+            mx.eval(outputs[-1])
+            start = stop
+        return joined(outputs)
 
     def living(self, vocabulary: int) -> Port:
         """Held to one call of its own with a fresh cache: the matrix judges that call, so a life shows caches alone."""

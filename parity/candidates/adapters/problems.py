@@ -37,6 +37,10 @@ class WroteOutside(CandidateProblem):
     """It tried to reach beyond its own folder: files, the network, other programs."""
 
 
+class NeedsDevice(NotOffered):
+    """It asks for a device that this machine has not."""
+
+
 class MissingImports(CandidateProblem):
     """Modules that it imports are not installed; `names` lists all of them."""
 

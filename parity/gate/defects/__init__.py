@@ -7,6 +7,7 @@ reproduce what a port computes (method, section 7), the second measures what the
 from __future__ import annotations
 
 import functools
+import importlib
 import re
 import tomllib
 from dataclasses import dataclass
@@ -87,6 +88,23 @@ def read_folder(folder: Path) -> dict[str, Defect]:
             raise DefectError(f"{path.name} has the id {defect.id} of another file; give it one of its own.")
         found[defect.id] = defect
     return dict(sorted(found.items()))
+
+
+def read_drafts(folder: Path) -> dict[str, Defect]:
+    """Defects that somebody drafts, to be looked for beside the catalogue's. Raises DefectError."""
+    if not folder.is_dir():
+        raise DefectError("there is no such folder; give one with TOML files as the catalogue has them.")
+    found = read_folder(folder)
+    if not found:
+        raise DefectError("the folder holds no TOML file; write one as the catalogue has them.")
+    for name, defect in found.items():
+        if name in catalogue():
+            raise DefectError(f"{name} is an id of the catalogue; give the draft another.")
+        for edit in defect.reference:
+            file = Path(importlib.import_module("reference_torch").__file__).with_name(f"{edit.file}.py")
+            if not file.is_file() or file.read_text(encoding="utf-8").count(edit.old) != 1:
+                raise DefectError(f"{name} quotes {edit.old!r}, which is not at one place of {file.name}; correct it.")
+    return found
 
 
 def read(path: Path) -> Defect:
