@@ -76,6 +76,7 @@ class Player:
         self.seed = _whole(manifest["seed"])
         self.names = _one_of(manifest["names"], ("any", "raw"))
         self.require = [_text(what) for what in _list(manifest["require"])]
+        self.only = [_text(what) for what in _list(manifest["only"])]
         self.compiles = _is(manifest["compiles"], bool)
         self.environment = _is(manifest["environment"], dict)
         (start,) = _list(manifest["start"])

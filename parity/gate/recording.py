@@ -118,7 +118,9 @@ class Recorder:
         self.arrays[name] = np.array(array, order="C")  # the file's writer takes bytes as they lie
         return name
 
-    def write(self, folder: Path, report: GateReport, names: str, require: Iterable[str]) -> None:
+    def write(
+        self, folder: Path, report: GateReport, names: str, require: Iterable[str], only: Iterable[str] = ()
+    ) -> None:
         """The recording as a folder, in whole or not at all. Raises BadInput where it cannot be written."""
         environment = {name: report.environment.get(name) for name in ("libraries", "mlx_device")}
         document = {
@@ -128,6 +130,7 @@ class Recorder:
             "seed": report.seed,
             "names": names,
             "require": [*require],
+            "only": [*only],
             "environment": environment,
             "compiles": can_compile(),
             "start": self.start,

@@ -19,7 +19,7 @@ from ..gate.families import Family, family
 from ..gate.lives import CACHES, CHECKPOINT, LIVES, OFFERED, judge_lives, mechanism
 from ..gate.matrix import NOT_ASKED, Engine, Matrix, ask, close_gaps, judge_probe
 from ..gate.matrix import judge as judge_logits
-from ..gate.probes import SCHEDULES, Probe, of_profile
+from ..gate.probes import SCHEDULES, Probe, of_profile, registry
 from ..gate.recording import Recorder
 from ..gate.results import Candidate, Cell, Gap, GateReport, Mechanism
 from ..results import Verdict
@@ -62,6 +62,7 @@ def judge(
         if bundle_folder or record_folder:
             raise BadInput(f"{target} is a recording; --bundle and --record ask the port itself.")
         profile, seed, names, require = played.settings(profile, seed, names, require)
+        only = only or [name for name in played.only if name in registry()]
         candidate = Candidate(f"{target} (a recording of {played.name})", played.kind)
     report = GateReport(candidate, profile, seed, Verdict.INCONCLUSIVE, "")
     report.environment = check_environment() if environment is None else environment
@@ -104,7 +105,7 @@ def judge(
             report.verdict, report.sentence = Verdict.CRASHED, f"{candidate.name} could not be judged. {problem}"
         report.clock["total_s"] = round(time.monotonic() - started, 2)
         if record_folder is not None:
-            _write_recording(engine, report, names, require, record_folder, progress)
+            _write_recording(engine, report, names, require, only, record_folder, progress)
     return report
 
 
@@ -232,7 +233,13 @@ def _write_bundle(
 
 
 def _write_recording(
-    engine: Recorder, report: GateReport, names: str, require: Iterable[str], folder: Path, progress: Progress
+    engine: Recorder,
+    report: GateReport,
+    names: str,
+    require: Iterable[str],
+    only: Sequence[str],
+    folder: Path,
+    progress: Progress,
 ) -> None:
     """What the candidate gave, as a folder; a note only where there is none: a recording's report is the same."""
     if report.verdict is Verdict.INTERRUPTED:
@@ -240,7 +247,7 @@ def _write_recording(
         return
     progress(f"writing what it gave to {folder}")
     try:
-        engine.write(folder, report, names, require)
+        engine.write(folder, report, names, require, only)
     except BadInput as problem:  # what the matrix holds stands
         report.notes.append(f"There is no recording: {problem}")
 
