@@ -113,7 +113,7 @@ PROBES = (
         "hc.comb",
         "the mixing matrix: rows are sources, columns destinations",
         "4",
-        config(0, 0, 0, hc_sinkhorn_iters=20),
+        config(0, 0, hc_sinkhorn_iters=20),
         shared_only,
         needs=("hc.pre",),
         **SHORT,

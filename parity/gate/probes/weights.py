@@ -18,8 +18,8 @@ EMBEDDED = 1024.0
 # What has a norm of its own right after it, and a size at which that norm's eps cannot be seen.
 NORMED = r".*\.attn\.(wq_a|wkv|(indexer\.)?compressor\.wkv)\.weight"
 FAR_FROM_EPS = 64.0
-# exp(-100) is 0 beside any other weight of a softmax.
-SILENT_SINK = -100.0
+# exp(-1000) is 0 beside any other weight of a softmax, and exp(-1000 / 192^0.5) too.
+SILENT_SINK = -1000.0
 
 # What a published config says of how a model computes; only what says how large it is, is made smaller. Sides are
 # multiples of 64 as published ones are: ports quantise in groups of 32 or 64, and call kernels that want such sides.
