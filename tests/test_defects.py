@@ -136,7 +136,13 @@ RUNS = {
     "published": Run(config(), (26,), quantization_simulation="published"),
     "packed": Run(PACKED, (9,), tensors=PACKED_TENSORS),
 }
-SPECIAL = {"D075-softmax": "softmax", "D076-always": "release", "D031": "published", "D062": "published"}
+SPECIAL = {
+    "D075-softmax": "softmax",
+    "D106": "softmax",
+    "D076-always": "release",
+    "D031": "published",
+    "D062": "published",
+}
 
 
 def run_for(defect) -> Run:

@@ -1,14 +1,16 @@
 """Six recordings of ports, real ones among them, keep their verdicts and their names: what a change of the diagnosis
 must not undo.
 
-Made by `parity gate PORT --only MECHANISM ... --record DIR`. Run: pytest tests/test_judged_recordings.py
+Made by `parity gate PORT --only MECHANISM ... --record DIR`, what modules gave and paths of the machine left out. Run: pytest tests/test_judged_recordings.py
 """
+
+from pathlib import Path
 
 import pytest
 
-from parity.cases.resources import fixtures_path
 from parity.jobs.gate import judge
 
+RECORDED = Path(__file__).parent / "recordings"
 RECORDINGS = {
     "rapid_mlx": ("parity", set(), set()),
     "jang": ("diverges", {"D101"}, {"D106"}),
@@ -22,7 +24,7 @@ RECORDINGS = {
 @pytest.mark.parametrize("name", RECORDINGS)
 def test_a_recording_is_judged_as_the_port_was(name):
     verdict, named, beyond = RECORDINGS[name]
-    report = judge(str(fixtures_path() / "recordings" / name), environment={})
+    report = judge(str(RECORDED / name), environment={})
     assert report.verdict.value == verdict
     assert {one for entry in report.diagnosis for one in entry.defects} == named
     assert {one for found in report.beyond for one in found.defects} == beyond

@@ -10,7 +10,6 @@ from __future__ import annotations
 
 from collections.abc import Container, Iterable
 from dataclasses import dataclass, field
-from functools import cache
 from itertools import combinations
 
 import torch
@@ -23,7 +22,7 @@ from .defects import Defect, catalogue
 from .defects.patching import applied
 from .families import Family, forward
 from .matrix import Matrix, ends_of
-from .probes import SCHEDULES, registry
+from .probes import SCHEDULES, needed, registry
 from .results import Cell, Diagnosis
 
 # The null was measured on the reference as published; a defect's own rounding may be another few times that.
@@ -276,9 +275,8 @@ class Diagnoser:
             if (cell.mechanism, cell.schedule) in self.matrix.logits:
                 near = {cell.mechanism} | needed(cell.mechanism)
                 shown = [d for d in hypothesis.defects if self._shows(d, cell.mechanism, cell.schedule)]
-                cell.explained_by = (
-                    [d for d in shown if self.defect(d).mechanism in near] or shown or [*hypothesis.defects]
-                )
+                nearby = [d for d in shown if self.defect(d).mechanism in near]
+                cell.explained_by = nearby or self._taken(cell, shown or [*hypothesis.defects], hypothesis.defects)
         red = [cell for cell in red if cell.mechanism not in apart]
         unexplained = [cell for cell in red if not cell.explained_by]
         shown = [name for name in hypothesis.defects if any(name in cell.explained_by for cell in red)]
@@ -297,7 +295,13 @@ class Diagnoser:
         """Whether a defect can show in this cell at all."""
         defect, family = self.defect(name), self.families[mechanism]
         acts = [active([defect], call) for call in calls_of(family.probe, schedule, family.rows(schedule))]
-        return schedule in (defect.schedules or SCHEDULES) and any(acts)
+        shown = {*(defect.schedules or SCHEDULES)}
+        shown |= {"batch"} if "decode" in shown else set()  # it decodes too
+        return schedule in shown and any(acts)
+
+    def _taken(self, cell: Cell, names: list[str], whole: tuple[str, ...]) -> list[str]:
+        """Of these the ones that the cell takes; all where each can be done without."""
+        return [name for name in names if self._takes(name, cell, whole)] or names
 
     def _takes(self, name: str, cell: Cell, whole: tuple[str, ...]) -> bool:
         """Whether the cell is not reproduced without this defect."""
@@ -339,10 +343,3 @@ def patched_logits(family: Family, schedule: str, defects: list[Defect], dtype: 
     at_work = lambda index: applied(active(defects, asked[index]), "reference_torch")  # noqa: E731
     with torch.no_grad():
         return forward(model, ids, calls, probe.mtp, at_work)
-
-
-@cache
-def needed(mechanism: str) -> frozenset[str]:
-    """Everything that a probe builds on, at any depth."""
-    needs = registry()[mechanism].needs
-    return frozenset(needs).union(*(needed(need) for need in needs))

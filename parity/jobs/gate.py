@@ -14,12 +14,12 @@ from ..environment import check_environment
 from ..errors import BadInput
 from ..gate import bundle, confirm, loading, playing
 from ..gate.defects import Defect, catalogue
-from ..gate.diagnosis import Diagnoser, needed
+from ..gate.diagnosis import Diagnoser
 from ..gate.families import Family, family
 from ..gate.lives import CACHES, CHECKPOINT, LIVES, OFFERED, judge_lives, mechanism
 from ..gate.matrix import NOT_ASKED, Engine, Matrix, ask, close_gaps, judge_probe
 from ..gate.matrix import judge as judge_logits
-from ..gate.probes import SCHEDULES, Probe, of_profile, registry
+from ..gate.probes import SCHEDULES, Probe, needed, of_profile, registry
 from ..gate.recording import Recorder
 from ..gate.results import Candidate, Cell, Gap, GateReport, Mechanism
 from ..results import Verdict

@@ -84,3 +84,10 @@ def registry() -> dict[str, Probe]:
 def of_profile(profile: str) -> list[Probe]:
     """The probes that a profile runs."""
     return [p for p in registry().values() if PROFILES.index(p.profile) <= PROFILES.index(profile)]
+
+
+@cache
+def needed(mechanism: str) -> frozenset[str]:
+    """Everything that a probe builds on, at any depth."""
+    needs = registry()[mechanism].needs
+    return frozenset(needs).union(*(needed(need) for need in needs))
