@@ -1,7 +1,8 @@
 """Six recordings of ports, real ones among them, keep their verdicts and their names: what a change of the diagnosis
 must not undo.
 
-Made by `parity gate PORT --only MECHANISM ... --record DIR`, what modules gave and paths of the machine left out. Run: pytest tests/test_judged_recordings.py
+Made by `parity gate PORT --only MECHANISM ... --record DIR`, without what modules gave and paths of the machine.
+Run: pytest tests/test_judged_recordings.py
 """
 
 from pathlib import Path
