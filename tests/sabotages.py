@@ -342,6 +342,13 @@ SABOTAGES = [
         "if True:",
         "tests/test_gate.py -k names_is_judged_on_them",
     ),
+    Sabotage(
+        "no row counts, as if no published checkpoint needed any",
+        "parity/jobs/gate.py",
+        '"" if counted(p) else p.beyond',
+        'p.beyond or "none needs it"',
+        "tests/test_gate.py -k where_it_is_asked_for",
+    ),
 ]
 
 
