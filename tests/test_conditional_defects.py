@@ -46,7 +46,15 @@ def test_the_name_says_the_condition():
         named(KNOWN, "D028-dropped@never")
 
 
-@pytest.mark.parametrize("name", ["D028-dropped@one", "D010@uncached", "D026@chunks", "D075-scale@batch"])
+@pytest.mark.parametrize(
+    "name",
+    [
+        "D028-dropped@one",
+        "D075-scale@batch",
+        pytest.param("D010@uncached", marks=pytest.mark.slow),
+        pytest.param("D026@chunks", marks=pytest.mark.slow),
+    ],
+)
 def test_a_defect_in_some_calls_is_named_with_them(name):
     found = judged(name, "quick", 0)
     assert (found.killed, found.named) == (True, [name])
