@@ -235,6 +235,8 @@ def test_hugging_face(tmp_path):
     model = transformers.DeepseekV4ForCausalLM.from_pretrained(folder_of(tmp_path, config), dtype=torch.float32)
     with torch.no_grad():
         assert np.array_equal(logits[0], model.eval()(IDS, use_cache=False).logits.numpy())
+    # Not how right it is, which probes judge: whether the adapter gives this model's logits, in this order of tokens.
+    # Other rounding moves them by 1e-6 of their size, another token or checkpoint by all of it.
     assert np.allclose(logits[0], own(tmp_path, config)[0], atol=1e-4 * np.abs(logits[0]).max())
     assert np.allclose(*logits, atol=1e-4 * np.abs(logits[0]).max())
     assert (facts["kind"], facts["mtp"], facts["taps"]) == ("hf", False, "torch")
@@ -252,6 +254,7 @@ def test_mtp_logits(tmp_path):
         process.load(folder)
         assert np.array_equal(process.mtp("one shot", IDS, [8], cached=False), expected)
         chunks = process.mtp("chunks", IDS, [3, 1, 4], cached=True)
+    # Calls of other sizes round otherwise, by 1e-6 of the size; the wrong token or cache is off by all of it.
     assert np.allclose(chunks, expected, atol=1e-5 * np.abs(expected).max())
 
 

@@ -143,6 +143,7 @@ def test_what_goes_wrong_between_calls_hides_nothing_that_one_call_shows(tmp_pat
 FIVE = ("D002", "D016", "D026", "D033", "D075-scale")
 
 
+@pytest.mark.slow
 def test_five_at_once(tmp_path):
     defects = of_ids(*FIVE)
     found = diagnosed(defects, upto(*(d.mechanism for d in defects)), tmp_path)

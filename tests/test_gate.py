@@ -636,7 +636,7 @@ def test_what_raises_is_crashed_in_a_whole_column_too(judged, few, name, column)
 
 
 # Rows of one length, as in the schedule `batch`, do not show it; the lives of the caches must, at every seed.
-@pytest.mark.parametrize("seed", ["0", "5"])
+@pytest.mark.parametrize("seed", ["0", pytest.param("5", marks=pytest.mark.slow)])
 def test_one_offset_for_all_rows_of_a_batch_is_no_parity(judged, few, seed):
     few("embedding", "model.flash")
     report = judged(path_of("one_offset"), "--seed", seed)

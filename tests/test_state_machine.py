@@ -12,9 +12,9 @@ from mlx_lm.models import llama
 from parity.cases.strategies import checkpoint_tensors
 from parity.gate.lives import OFFERED
 from parity.judging.sides import MLXSide
-from parity.lives.exploring import check, sort_of
+from parity.lives.exploring import check, explore, sort_of
 from parity.lives.offers import OFFERS, gaps
-from parity.lives.port import Port
+from parity.lives.port import Lives, Port
 
 CONFIG = tiny((0, 4, 8, 128), sliding_window=6)
 
@@ -82,3 +82,30 @@ def test_what_a_port_does_not_offer_is_a_sentence_each():
     assert found["branch"] == "The port offers no copies: TypeError: cannot be copied."
     assert found["trim"] == "The port offers no trimming: its caches are not trimmable after five tokens."
     assert found["filter"] == "The port offers no filtering a batch, as it merges no caches."
+
+
+class Holding(mlx_lm_cache.KVCache):
+    """From some tokens on it holds what cannot be copied."""
+
+    def __deepcopy__(self, memo):
+        if self.offset > 20:
+            raise TypeError("cannot pickle 'function' object")
+        new = Holding()
+        new.keys, new.values, new.offset = self.keys, self.values, self.offset
+        return new
+
+
+class LaterUncopied(llama.Model):
+    def make_cache(self):
+        return [Holding() for _ in self.layers]
+
+
+def test_copies_that_fail_in_a_life_are_not_offered():
+    """Not a crash of the port: mlx-lm's contract asks for copies, and the gap names them."""
+    args = {"hidden_size": 32, "num_hidden_layers": 1, "intermediate_size": 64, "num_attention_heads": 4}
+    port = Port(LaterUncopied(llama.ModelArgs("llama", rms_norm_eps=1e-5, vocab_size=48, **args)), 48)
+    found = gaps(port)
+    assert "branch" not in found
+    lives = explore(Lives(port, frozenset(found)), 4, 15, seed=0)
+    assert (lives.broken, [*lives.lacking]) == (None, ["branch"])
+    assert lives.tokens

@@ -9,6 +9,7 @@ from pathlib import Path
 from ..errors import BadEnvironment
 from . import mending
 from .adapters.problems import (
+    NEEDS_METAL,
     AteMemory,
     CandidateProblem,
     Died,
@@ -47,7 +48,7 @@ def problem(error: dict[str, object], doing: str, folder: Path, memory: int) -> 
         names = [str(name) for name in error["names"]]
         return MissingImports(f"The candidate imports what is not installed: {with_pip_names(names)}.", names)
     if NO_DEVICE.search(message):
-        return NeedsDevice(f"The candidate needs Metal, which this machine does not have ({message.rstrip('.')}).")
+        return NeedsDevice(f"The candidate {NEEDS_METAL} ({message.rstrip('.')}).")
     if error["type"] == "MemoryError" or NO_MEMORY.search(message):
         return ate_memory(doing, memory)
     said = f"The candidate raised {error['type']} {doing}{place}: {message.rstrip('.')}."

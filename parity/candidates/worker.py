@@ -82,7 +82,7 @@ class Worker:
             "lives": lives.lives,
             "tokens": lives.tokens,
             "ratio": min(lives.ratio, LARGEST_RATIO),
-            "gaps": gaps,
+            "gaps": gaps | lives.lacking,
         } | {"broken": broken and [broken.sentence, exploring.sort_of(broken.operations), broken.raised]}
 
     def taps(self, ids: str, out: str) -> dict[str, object]:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from contextlib import AbstractContextManager
 from dataclasses import dataclass, replace
 
 from .defects import Defect
@@ -43,8 +42,6 @@ CONDITIONS = {
         Condition("alone", "outside batches", lambda call: call.rows == 1),
     )
 }
-# A context manager for a call, in which the defects are at work that act there.
-Around = Callable[[Call], AbstractContextManager]
 
 
 def calls_of(probe: Probe, schedule: str, rows: int) -> list[Call]:

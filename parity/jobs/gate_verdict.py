@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from ..candidates.adapters.problems import NEEDS_METAL
 from ..gate.conditions import named
 from ..gate.defects import Defect
 from ..gate.diagnosis import Hypothesis
@@ -14,7 +15,6 @@ from ..results import Verdict, overall
 FIRST_REVISION = "D076-missing"
 # What kinds of candidates are known not to offer. (transformers loads packed weights where accelerate is installed.)
 NOT_OFFERED_BY = {"dsv4_mlx": (), "hf": ("mtp", CACHES, "weights.fp8", "weights.fp4")}
-NO_DEVICE = "needs Metal, which this machine does not have"
 BAD = (Verdict.DIVERGES, Verdict.CRASHED)
 WORDS = {
     "oneshot": "one call without a cache",
@@ -113,7 +113,7 @@ def conclude(report: GateReport, names: str = "any") -> None:
         if report.gaps:
             report.sentence += f" Not judged: {', '.join(gap.what for gap in report.gaps)}."
     else:
-        needs = next((cell.sentence for cell in report.cells if NO_DEVICE in cell.sentence), None)
+        needs = next((cell.sentence for cell in report.cells if NEEDS_METAL in cell.sentence), None)
         report.verdict = Verdict.ENVIRONMENT if needs else report.verdict
         report.sentence = needs or f"Nothing of {name} could be compared."
     if any(FIRST_REVISION in entry.defects for entry in report.diagnosis):

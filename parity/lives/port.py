@@ -80,7 +80,10 @@ class Broken:
 
 @dataclass
 class Lives:
-    """What was lived through: how many lives, tokens held to the reference, the largest error over its limit."""
+    """What was lived through: how many lives, tokens held to the reference, the largest error over its limit.
+
+    without: operations that the port does not offer. lacking: those of which that showed only in a life, and why.
+    """
 
     port: Port
     without: frozenset[str] = frozenset()
@@ -89,6 +92,7 @@ class Lives:
     ratio: float = 0.0
     broken: Broken | None = None
     known: dict[tuple, mx.array] = field(default_factory=dict)
+    lacking: dict[str, str] = field(default_factory=dict)
 
     def expected(self, ids: list[int]) -> mx.array:
         """Logits [S, V] of one call over all tokens."""

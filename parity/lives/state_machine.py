@@ -111,7 +111,7 @@ class CacheMachine(RuleBasedStateMachine):
         return [session for session in self.sessions if session.batched]
 
     def offered(self, name: str) -> bool:
-        return name not in self.lives.without
+        return name not in self.lives.without and name not in self.lives.lacking
 
     def fail(self, what: str, raised: bool):
         past = ", ".join(self.current.done) if self.current else ""
@@ -160,10 +160,23 @@ class CacheMachine(RuleBasedStateMachine):
         """What comes next, on a copy: one token, then enough of them to complete blocks."""
         if not self.offered("branch"):
             return
-        session = Session(copy.deepcopy(session.cache), session.copied_rows(), session.batched, session.done)
+        cache = self.copied(session)
+        if cache is None:
+            return
+        session = Session(cache, session.copied_rows(), session.batched, session.done)
         for tokens in (1, 9):
             if self.room(session, tokens) == tokens:
                 self.feed(session, [tokens] * len(session.rows), seed=tokens)
+
+    def copied(self, session: Session) -> list | None:
+        """A copy of its cache; None where the port has none, which may show only after some calls."""
+        try:
+            return copy.deepcopy(session.cache)
+        except TypeError as error:
+            if "pickle" not in str(error):
+                raise
+            self.lives.lacking["branch"] = f"The port offers no copies: TypeError: {error}."
+            return None
 
     def room(self, session: Session, tokens: int) -> int:
         return min(tokens, LONGEST - max(session.lengths))
@@ -249,8 +262,9 @@ class CacheMachine(RuleBasedStateMachine):
         session = self.pick(which)
         if not self.offered("branch"):
             return
-        cache = copy.deepcopy(session.cache)
-        self.keep(Session(cache, session.copied_rows(), session.batched, [*session.done, "copied"]))
+        cache = self.copied(session)
+        if cache is not None:
+            self.keep(Session(cache, session.copied_rows(), session.batched, [*session.done, "copied"]))
 
     @operation(which=st.lists(st.integers(0, SESSIONS - 1), min_size=1, max_size=3))
     def merge(self, which):

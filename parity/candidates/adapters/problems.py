@@ -37,6 +37,9 @@ class WroteOutside(CandidateProblem):
     """It tried to reach beyond its own folder: files, the network, other programs."""
 
 
+NEEDS_METAL = "needs Metal, which this machine does not have"
+
+
 class NeedsDevice(NotOffered):
     """It asks for a device that this machine has not."""
 
