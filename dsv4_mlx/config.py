@@ -9,7 +9,7 @@ from mlx_lm.models.base import BaseModelArgs
 
 OVERLAP_RATIO = 4  # layers of this ratio pool over two blocks and choose rows by an indexer
 SCORING_FUNCTIONS = ("sqrtsoftplus", "sigmoid", "softmax")
-SIMULATIONS = ("none", "published")
+SIMULATIONS = ("none", "rows", "published")
 TYPES = ("float32", "bfloat16", "float16")
 
 # What the formulas leave no room for: a config that says otherwise describes another model.
@@ -109,7 +109,7 @@ class ModelArgs(BaseModelArgs):
     quantization: dict[str, Any] | None = None  # of MLX's conversions, by module where they differ
     quantization_config: dict[str, Any] | None = None  # the same, or that of the published weights
     shared_expert_clamp: bool = True  # False: the program as first published (spec 0, revision 2b2bebc1)
-    quantization_simulation: str = "none"  # "published": roundings to fp8 and fp4 of spec 12.7
+    quantization_simulation: str = "none"  # roundings of spec 12.7: of "rows" and the indexer, or all "published"
 
     @classmethod
     def from_dict(cls, params: dict[str, Any]) -> "ModelArgs":
@@ -193,7 +193,7 @@ class ModelArgs(BaseModelArgs):
     def _check_indexer(self):
         dim, rope = self.index_head_dim, self.qk_rope_head_dim
         _require(rope <= dim, f"qk_rope_head_dim {rope} is more than index_head_dim {dim}.")
-        if self.quantization_simulation == "published":
+        if self.quantization_simulation != "none":
             _require(
                 dim & (dim - 1) == 0,
                 f"index_head_dim {dim} is no power of 2, as its Hadamard rotation needs.",

@@ -149,7 +149,7 @@ class KVQuant(nn.Module):
 
     def __init__(self, config: ModelArgs):
         super().__init__()
-        self.simulate = config.quantization_simulation == "published"
+        self.simulate = config.quantization_simulation != "none"
         self.rope_dim = config.qk_rope_head_dim
 
     def __call__(self, x: mx.array) -> mx.array:
@@ -170,7 +170,7 @@ class IndexQuant(nn.Module):
 
     def __init__(self, config: ModelArgs):
         super().__init__()
-        self.simulate = config.quantization_simulation == "published"
+        self.simulate = config.quantization_simulation != "none"
 
     def __call__(self, x: mx.array) -> mx.array:
         """[..., dI] -> [..., dI]."""

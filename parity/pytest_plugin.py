@@ -152,6 +152,7 @@ class Gate(pytest.Collector):
         from .environment import use_one_thread
         from .errors import ParityError
         from .jobs.gate import judge
+        from .jobs.gate_command import Asked
         from .results import Verdict
 
         threads = torch.get_num_threads()
@@ -159,8 +160,7 @@ class Gate(pytest.Collector):
         try:
             report = judge(
                 self.config.getoption("--parity-candidate"),
-                profile=self.config.getoption("--parity-profile"),
-                seed=0,
+                Asked(profile=self.config.getoption("--parity-profile")),
             )
             if report.verdict is Verdict.INTERRUPTED:  # Ctrl-C ends the tests, not the gate alone
                 raise KeyboardInterrupt

@@ -17,7 +17,7 @@ from pathlib import Path
 from dsv4_checkpoints.errors import shown
 
 SCORING_FUNCTIONS = ("sqrtsoftplus", "sigmoid", "softmax")
-QUANTIZATION_SIMULATIONS = ("none", "published")
+QUANTIZATION_SIMULATIONS = ("none", "rows", "published")
 
 # Keys with exactly one value in this architecture: another value means another model.
 FIXED = {
@@ -86,8 +86,8 @@ class Options:
     """What two published programs do differently from the same weights.
 
     shared_expert_clamp: the shared expert gets the SwiGLU limit (revisions since 2026-04-27) or not (first release).
-    quantization_simulation: "none", or "published": window and compressed KV rounded to fp8, the indexer's
-        queries and keys rotated and rounded to fp4, activations rounded to fp8 before fp8 and fp4 matrices.
+    quantization_simulation: "none"; "rows": window and compressed KV rounded to fp8, the indexer's queries and keys
+        rotated and rounded to fp4; or "published": that, and activations rounded to fp8 before fp8 and fp4 matrices.
     """
 
     shared_expert_clamp: bool = True

@@ -163,7 +163,7 @@ class KVQuant(nn.Module):
 
     def __init__(self, config: Config, options: Options):
         super().__init__()
-        self.active = options.quantization_simulation == "published"
+        self.active = options.quantization_simulation != "none"
         self.rope_dim = config.qk_rope_head_dim
 
     def forward(self, row: Tensor) -> Tensor:
@@ -178,7 +178,7 @@ class IndexQuant(nn.Module):
 
     def __init__(self, options: Options):
         super().__init__()
-        self.active = options.quantization_simulation == "published"
+        self.active = options.quantization_simulation != "none"
 
     def forward(self, x: Tensor) -> Tensor:
         return fp4_fake_quant(hadamard(x), 32) if self.active else x

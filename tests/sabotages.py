@@ -349,6 +349,13 @@ SABOTAGES = [
         'p.beyond or "none needs it"',
         "tests/test_gate.py -k where_it_is_asked_for",
     ),
+    Sabotage(
+        "no port is seen to simulate the published roundings",
+        "parity/jobs/filling.py",
+        "self.simulation, found = step, other",
+        "found = other",
+        "tests/test_gate.py -k simulates_the_published_roundings",
+    ),
 ]
 
 

@@ -134,7 +134,9 @@ RUNS = {
     "softmax": Run(config(scoring_func="softmax"), (26,)),
     "release": Run(config(), (26,), shared_expert_clamp=False),
     "published": Run(config(), (26,), quantization_simulation="published"),
+    "eps": Run(config((4,), rms_norm_eps=1.0, index_topk=2), (61,)),
     "packed": Run(PACKED, (9,), tensors=PACKED_TENSORS),
+    "packed, published": Run(PACKED, (5,), tensors=PACKED_TENSORS, quantization_simulation="published"),
 }
 SPECIAL = {
     "D075-softmax": "softmax",
@@ -142,11 +144,13 @@ SPECIAL = {
     "D076-always": "release",
     "D031": "published",
     "D062": "published",
+    "X094": "packed, published",
+    "X096": "eps",
 }
 
 
 def run_for(defect) -> Run:
-    if defect.mechanism.startswith("weights"):
+    if defect.mechanism.startswith("weights") and defect.id not in SPECIAL:
         return RUNS["packed"]
     in_one_call = defect.schedules == ("oneshot",) or defect.mechanism == "mtp"
     return RUNS[SPECIAL.get(defect.id, "oneshot" if in_one_call else "calls")]

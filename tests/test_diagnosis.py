@@ -17,7 +17,7 @@ from parity.gate.defects.patching import compatible
 from parity.gate.diagnosis import Diagnoser, Hypothesis
 from parity.gate.matrix import Matrix, judge_probe
 from parity.gate.probes import needed, of_profile, registry
-from parity.jobs.gate import reference
+from parity.jobs.filling import reference
 from parity.jobs.score import Patched, judged_until_named
 from parity.results import Verdict
 

@@ -86,7 +86,7 @@ SENTENCES = {
     "scoring": ({"scoring_func": "relu"}, "scoring_func 'relu' is none of sqrtsoftplus, sigmoid, softmax."),
     "simulation": (
         {"quantization_simulation": "fp8"},
-        "quantization_simulation 'fp8' is none of none, published.",
+        "quantization_simulation 'fp8' is none of none, rows, published.",
     ),
     "no Hadamard": (
         {"quantization_simulation": "published", "index_head_dim": 24},

@@ -4,6 +4,7 @@ Run: pytest tests/test_gate.py, and with -m slow the whole of Hugging Face's mod
 whole matrix is not needed for is judged by a few probes.
 """
 
+import itertools
 import json
 import os
 import shutil
@@ -17,18 +18,19 @@ import jsonschema
 import mlx.core as mx
 import numpy as np
 import pytest
+import torch
 
 from parity import cli
 from parity.candidates import process
 from parity.candidates.adapters.problems import Hung
 from parity.candidates.containment import landlock_version
-from parity.gate import bundle, matrix
+from parity.gate import bundle, loading, matrix
 from parity.gate.defects import catalogue
 from parity.gate.lives import CACHES, LIVES
 from parity.gate.matrix import NOT_ASKED
 from parity.gate.probes import SCHEDULES, of_profile, registry
 from parity.gate.results import SCHEMA, Candidate, Cell
-from parity.jobs import gate
+from parity.jobs import filling, gate
 from parity.report import document
 from parity.results import Verdict
 
@@ -108,12 +110,48 @@ def test_dsv4_mlx_has_parity_in_every_cell(judged, few, names):
     assert f"{len(probes) + 1} mechanisms, {len(wanted)} cells, every one agrees." in report["sentence"]
 
 
+# --- published roundings ------------------------------------------------------------------------------------------
+
+ROUNDING = ("experts.shared", "attention.window", "rope.compressed_layer", "indexer.scores", "weights.fp8")
+SIMULATING = [("simulates_rows", ["X043", "X066"]), ("simulates_published", ["X043", "X066", "X093"])]
+
+
+@pytest.mark.parametrize(("candidate", "defects"), SIMULATING)
+def test_a_port_that_simulates_the_published_roundings_is_held_to_them(judged, few, candidate, defects):
+    few(*ROUNDING)
+    report = judged(path_of(candidate))
+    assert (report["verdict"], report["gaps"]) == ("parity", [])
+    (note,) = report["notes"]
+    assert note.startswith("Simulates published roundings, those of key-value rows")
+    assert ("packed matrices" in note) == (candidate == "simulates_published")
+    held_to_none = judged(path_of(candidate), "--simulation", "none")
+    assert held_to_none["reproduce"].endswith("--simulation none")
+    assert sorted(name for entry in held_to_none["diagnosis"] for name in entry["defects"]) == defects
+
+
+def test_a_port_without_them_is_told_what_it_lacks(judged, few):
+    few(*ROUNDING)
+    report = judged("dsv4_mlx", "--simulation", "published")
+    assert {name for entry in report["diagnosis"] for name in entry["defects"]} == {"D031", "D062", "X094"}
+    assert report["notes"][0].startswith("Held to published roundings, those of key-value rows")
+
+
+@pytest.mark.parametrize("form", [loading.PLAIN, pytest.param(loading.PACKED, marks=pytest.mark.slow)])
+def test_the_first_probe_that_shows_a_rounding_is_known(form):
+    for less, more in itertools.pairwise(filling.LADDER):
+        for probe in of_profile("quick"):
+            before, after = (filling.reference(probe, 0, form, step) for step in (less, more))
+            if not torch.equal(before.ids, after.ids) or not torch.equal(before.exact, after.exact):
+                assert probe.mechanism == filling.shown_first(more, form)
+                break
+
+
 # What both the reference and the candidate give is computed anew: nothing may come from the first run.
 def test_the_same_seed_gives_the_same_document_but_for_the_clock(judged, few, monkeypatch):
     few("embedding", "hc.comb")
     documents = []
     for seed in ("3", "3", "4"):
-        monkeypatch.setattr(gate, "KNOWN", {})
+        monkeypatch.setattr(filling, "KNOWN", {})
         documents.append(judged(path_of("mixes_untransposed"), "--seed", seed) | {"clock": None})
     assert json.dumps(documents[0]) == json.dumps(documents[1])
     assert documents[0]["cells"] != documents[2]["cells"]
@@ -223,7 +261,7 @@ def shown(folder, port, elsewhere):
 @pytest.mark.parametrize("kind", bundle.LOADING)
 def test_every_kinds_script_is_short_and_compiles(kind, mtp):
     probe = registry()["mtp" if mtp else "hc.comb"]
-    family = gate.reference(probe, 0)
+    family = filling.reference(probe, 0)
     cell = Cell(probe.mechanism, "chunks", Verdict.DIVERGES, 'says """\nand \\N')
     text = bundle.script(Candidate("some.port", kind), family, cell, probe.tokens)
     assert len(text.splitlines()) <= 40
@@ -233,7 +271,7 @@ def test_every_kinds_script_is_short_and_compiles(kind, mtp):
 # An engine that is this process: the script, in another one, must come to its numbers.
 @pytest.mark.parametrize("name", [pytest.param("hc.comb", marks=pytest.mark.slow), "mtp"])
 def test_a_bundle_of_another_kind_shows_what_the_package_gives(tmp_path, name):
-    family = gate.reference(registry()[name], 0)
+    family = filling.reference(registry()[name], 0)
     larger = {"baseline": family.baseline * 1.01, "nulls": [null * 1.01 for null in family.nulls]}
     wrong = replace(family, exact=family.exact * 1.01, **larger)
     cell = Cell(name, "chunks", Verdict.DIVERGES, "logits differ")

@@ -20,7 +20,7 @@ from parity.cases.resources import fixtures_path
 from parity.commands import outputs
 from parity.errors import BadEnvironment
 from parity.gate.results import Candidate, GateReport
-from parity.jobs import gate
+from parity.jobs.gate_command import Asked
 from parity.report import document
 from parity.results import Verdict
 
@@ -206,7 +206,7 @@ NAMES = ["$(touch x).py", "a b.py", "-x.py", "'; rm x; '.py", "plain.py"]
 
 @pytest.mark.parametrize("name", NAMES)
 def test_the_command_to_run_again_can_be_pasted(name):
-    said = gate.command(name, "quick", 3, 5.0, 2.5, ["decode", "mtp"])
+    said = Asked("quick", 3, "any", "auto", ("decode", "mtp"), timeout=5.0, memory=2.5).command(name)
     words = shlex.split(said)
     assert words[:2] == ["parity", "gate"]
     options = cli.parser().parse_args(words[1:])
@@ -214,7 +214,7 @@ def test_the_command_to_run_again_can_be_pasted(name):
     assert options.require == ["decode", "mtp"]
     echoed = subprocess.run(["sh", "-c", f"printf '%s\\n' {said}"], capture_output=True, text=True, check=True)
     assert echoed.stdout.splitlines() == words
-    assert "--timeout" not in gate.command(name, "quick", 3, gate.TIMEOUT, gate.MEMORY, [])
+    assert "--timeout" not in Asked("quick", 3, "any", "auto").command(name)
 
 
 # --- signals -------------------------------------------------------------------------------------------------

@@ -15,7 +15,7 @@ from parity.gate.diagnosis import patched_logits
 from parity.gate.matrix import judge
 from parity.gate.probes import PROFILES, SCHEDULES, Probe, of_profile, registry
 from parity.gate.probes.weights import Weights, config
-from parity.jobs.gate import reference
+from parity.jobs.filling import reference
 from parity.results import Verdict
 
 KNOWN = catalogue()

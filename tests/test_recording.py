@@ -23,7 +23,8 @@ from parity.gate import playing, recording
 from parity.gate.families import family
 from parity.gate.probes import of_profile, registry
 from parity.gate.results import Candidate, GateReport
-from parity.jobs import gate
+from parity.jobs import filling, gate
+from parity.jobs.gate_command import Asked
 from parity.results import Verdict
 
 CANDIDATES = Path(__file__).parent / "candidates"
@@ -33,7 +34,8 @@ PROBES = ("embedding", "hc.comb", "mtp")
 def judged(monkeypatch, candidate, probes, *options):
     """(exit code, document) of a command that runs these probes."""
     monkeypatch.setattr(gate, "of_profile", lambda profile: probes)
-    monkeypatch.setattr(gate, "KNOWN", {key: known for key, known in gate.KNOWN.items() if known.probe in probes})
+    known = {key: one for key, one in filling.KNOWN.items() if one.probe in probes}
+    monkeypatch.setattr(filling, "KNOWN", known)
     out = Path(os.environ["PYTEST_FOLDER"], "report.json")
     code = cli.main(["gate", str(candidate), *options, "--json", str(out)])
     return code, json.loads(out.read_text())
@@ -180,7 +182,7 @@ class Straw:
 def again(engine, folder):
     """The recording of an engine, read."""
     report = GateReport(Candidate("straw", "module"), "quick", 0, Verdict.PARITY, "")
-    engine.write(folder, report, "any", [])
+    engine.write(folder, report, Asked().settled().settings)
     return playing.read(folder)
 
 
@@ -389,7 +391,7 @@ def test_a_recording_is_written_whole_or_not_at_all(monkeypatch, tmp_path):
 
 
 def test_an_interrupted_run_has_no_recording(monkeypatch, tmp_path):
-    monkeypatch.setattr(gate, "_fill", lambda *arguments: (_ for _ in ()).throw(KeyboardInterrupt))
+    monkeypatch.setattr(filling.Filling, "fill", lambda *arguments: (_ for _ in ()).throw(KeyboardInterrupt))
     _, document = judged(
         monkeypatch, CANDIDATES / "unchanged.py", named("embedding"), "--record", str(tmp_path / "new")
     )

@@ -258,5 +258,5 @@ def test_file_that_is_not_there(tmp_path):
 
 def test_options():
     assert sentence(ConfigError, lambda: Options(quantization_simulation="fp8")) == (
-        "quantization_simulation is 'fp8'; it must be one of none, published."
+        "quantization_simulation is 'fp8'; it must be one of none, rows, published."
     )

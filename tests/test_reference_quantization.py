@@ -217,7 +217,7 @@ def test_index_rows_are_rotated_and_rounded_together():
 
 
 @pytest.mark.parametrize(("stored", "rounds"), [("float", False), ("fp8", True), ("fp4", True)])
-@pytest.mark.parametrize("simulation", ["none", "published"])
+@pytest.mark.parametrize("simulation", ["none", "rows", "published"])
 def test_linear_rounds_its_input_only_before_packed_weights(stored, rounds, simulation):
     random = torch.Generator().manual_seed(0)
     linear = q.Linear(200, 3, Options(quantization_simulation=simulation)).requires_grad_(False)

@@ -11,6 +11,7 @@ from parity.errors import BadInput
 from parity.gate.lives import CACHES, LIVES
 from parity.gate.probes import of_profile
 from parity.gate.results import Candidate, Cell, Diagnosis, GateReport
+from parity.jobs.gate_command import Asked
 from parity.results import Verdict
 
 pytest_plugins = ["pytester"]
@@ -37,8 +38,8 @@ def judge(monkeypatch):
     """Stands for parity.jobs.gate.judge; remembers its calls."""
     calls = []
 
-    def stand_in(target, **options):
-        calls.append((target, options))
+    def stand_in(target, asked):
+        calls.append((target, asked))
         if isinstance(stand_in.answer, Exception):
             raise stand_in.answer
         return stand_in.answer
@@ -55,7 +56,7 @@ def run(pytester, *arguments):
 def test_every_cell_is_a_test_and_the_gate_runs_once(pytester, judge):
     result = run(pytester, "--parity-candidate", CANDIDATE, "-rs")
     result.assert_outcomes(passed=len(PLACES) - 3, failed=2, skipped=1)
-    assert judge.calls == [(CANDIDATE, {"profile": "quick", "seed": 0})]
+    assert judge.calls == [(CANDIDATE, Asked(profile="quick"))]
     text = result.stdout.str()
     for (mechanism, schedule), (_, sentence) in SPECIAL.items():
         assert sentence in text

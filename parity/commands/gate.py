@@ -99,6 +99,12 @@ def add(commands) -> None:
         "published ones",
     )
     gate.add_argument(
+        "--simulation",
+        metavar="WHAT",
+        help="the published roundings that it is held to: none, those of key-value rows and of the indexer (rows), or "
+        "also of what packed matrices read (published); auto (default): those that it is seen to simulate",
+    )
+    gate.add_argument(
         "--only",
         action="append",
         default=[],
@@ -126,7 +132,7 @@ def add(commands) -> None:
         help="keep all that the port gave as a folder, which can be judged in its place",
     )
     # What is not given is None: a recording has its own.
-    gate.set_defaults(command=command, problem=problem, profile=None, seed=None, family=None)
+    gate.set_defaults(command=command, problem=problem, profile=None, seed=None, family=None, simulation=None)
 
 
 def command(options: argparse.Namespace, started: float) -> int:
@@ -147,10 +153,11 @@ def command(options: argparse.Namespace, started: float) -> int:
     from ..gate.defects import DefectError, read_drafts
     from ..gate.probes import PROFILES, registry
     from ..jobs.gate import judge
-    from ..jobs.gate_command import requirable
+    from ..jobs.gate_command import SIMULATIONS, Asked, requirable
 
     shared.one_of("--profile", "quick" if options.profile is None else options.profile, list(PROFILES))
     shared.one_of("--family", "any" if options.family is None else options.family, ["any", "raw"])
+    shared.one_of("--simulation", options.simulation or "auto", [*SIMULATIONS])
     for what in options.only:
         shared.one_of("--only", what, list(registry()))
     try:
@@ -164,18 +171,21 @@ def command(options: argparse.Namespace, started: float) -> int:
     with Progress() as progress:
         report = judge(
             options.candidate,
-            options.profile,
-            options.seed,
-            options.timeout,
-            options.memory,
-            options.require,
+            Asked(
+                profile=options.profile,
+                seed=options.seed,
+                names=options.family,
+                simulation=options.simulation,
+                require=tuple(options.require),
+                only=tuple(options.only),
+                strict=options.strict,
+                mend=options.mend_imports,
+                timeout=options.timeout,
+                memory=options.memory,
+            ),
             progress,
-            bundle_folder=Path(options.bundle) if options.bundle else None,
-            names=options.family,
-            strict=options.strict,
-            only=options.only,
             drafts=drafts,
-            mend=options.mend_imports,
+            bundle_folder=Path(options.bundle) if options.bundle else None,
             record_folder=Path(options.record) if options.record else None,
         )
     report.clock = {"import_s": round(imported, 2)} | report.clock

@@ -11,7 +11,6 @@ from torch import Tensor
 
 from ..judging.oracle import NULLS
 from ..judging.rounding import OtherRounding
-from ..judging.sides import TorchSide
 from ..judging.taps import recording
 from ..judging.tolerance import measure
 from .families import Family, forward
@@ -59,7 +58,7 @@ def closest(truth: Tensor, given: list[tuple[str, np.ndarray]]) -> tuple[str | N
 def reference_taps(family: Family, ids: Tensor) -> list[dict[str, Tensor]]:
     """The reference's module outputs on ids: exactly, in the probe's type, and with other rounding."""
     probe = family.probe
-    sides = [TorchSide(probe.config, {}, family.tensors, dtype) for dtype in ("float64", probe.dtype)]
+    sides = [family.side(dtype) for dtype in ("float64", probe.dtype)]
     runs = [_recorded(side.model, ids) for side in sides]
     for index, sequential in enumerate(NULLS[probe.dtype]):
         with OtherRounding(index, sequential):

@@ -15,7 +15,6 @@ from itertools import combinations
 import torch
 from torch import Tensor
 
-from ..judging.sides import TorchSide
 from ..results import Verdict
 from .conditions import CONDITIONS, active, calls_of, variants
 from .defects import Defect, catalogue
@@ -213,17 +212,18 @@ class Diagnoser:
         """The hypothesis with one more defect, or two of one mechanism, that reproduce this probe under all these
         schedules; else without what it does not reproduce."""
         lost = [s for s in ground if not self.reproduces(mechanism, hypothesis.defects, schedules=[s])]
-        for group, rounded in self._groups(mechanism):
+        for group, size, rounded in self._groups(mechanism):
             names = [name for name in group if self._may_join(name, hypothesis, mechanism, lost)]
-            for size in (1, 2) if len(names) <= PAIRS_OF and group[0] in self.known else (1,):
-                extended = [(new, hypothesis.with_defects(mechanism, *new)) for new in combinations(names, size)]
-                found = [
-                    h
-                    for new, h in extended
-                    if self.reproduces(mechanism, h.defects, rounded, ground) and self._holds_earlier(mechanism, h, new)
-                ]
-                if found:
-                    return found
+            if size > 1 and len(names) > PAIRS_OF:
+                continue
+            extended = [(new, hypothesis.with_defects(mechanism, *new)) for new in combinations(names, size)]
+            found = [
+                h
+                for new, h in extended
+                if self.reproduces(mechanism, h.defects, rounded, ground) and self._holds_earlier(mechanism, h, new)
+            ]
+            if found:
+                return found
         return [hypothesis.giving_up(*((mechanism, s) for s in lost))]
 
     def _holds_earlier(self, mechanism: str, hypothesis: Hypothesis, new: tuple[str, ...]) -> bool:
@@ -240,9 +240,9 @@ class Diagnoser:
         acts, family = CONDITIONS[defect.condition].acts, self.families[mechanism]
         return all(any(map(acts, calls_of(family.probe, s, family.rows(s)))) for s in lost)
 
-    def _groups(self, mechanism: str) -> list[tuple[list[str], bool]]:
-        """Defects to try, and whether in the probe's own type too: the mechanism's own, then those of what its probe
-        needs at once, the own under a condition, then all others."""
+    def _groups(self, mechanism: str) -> list[tuple[list[str], int, bool]]:
+        """Defects to try, how many together, and whether in the probe's own type too: the mechanism's own, then those
+        of what its probe needs at once, the own under a condition, two of either, then all others."""
         needs = registry()[mechanism].needs
         own = [name for name, defect in self.known.items() if defect.mechanism == mechanism]
         near = [name for name, defect in self.known.items() if defect.mechanism in needs]
@@ -251,8 +251,9 @@ class Diagnoser:
             [one.id for one in self.conditional.values() if one.mechanism in mechanisms]
             for mechanisms in ((mechanism,), needs)
         )
-        groups = (own, False), (near, False), (own, True), (own_under, False), (far, False), (near_under, False)
-        return [(group, rounded) for group, rounded in groups if group]
+        alone = (own, 1, False), (near, 1, False), (own, 1, True), (own_under, 1, False)
+        together = (own, 2, False), (near, 2, False), (own, 2, True)
+        return [one for one in (*alone, *together, (far, 1, False), (near_under, 1, False)) if one[0]]
 
     def _reduced(self, hypothesis: Hypothesis) -> Hypothesis:
         """Without the defects that later ones made superfluous."""
@@ -337,7 +338,7 @@ def patched_logits(family: Family, schedule: str, defects: list[Defect], dtype: 
     """The reference's logits with these defects under a schedule, [rows, tokens, V]."""
     probe, ids = family.probe, family.ids[: family.rows(schedule)]
     with applied([one for one in defects if not one.condition], "reference_torch"), torch.no_grad():
-        model = TorchSide(probe.config, {}, family.tensors, dtype).model
+        model = family.side(dtype).model
     calls = () if schedule == "oneshot" and not probe.calls else probe.calls_of(schedule)
     asked = calls_of(probe, schedule, len(ids))
     at_work = lambda index: applied(active(defects, asked[index]), "reference_torch")  # noqa: E731

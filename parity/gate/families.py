@@ -14,7 +14,7 @@ from torch import Tensor
 
 from reference_torch import MTPState
 
-from ..judging import oracle
+from ..judging import oracle, undecided
 from ..judging.sides import TorchSide
 from ..judging.tolerance import Measurement, measure, rms
 from .probes import Probe
@@ -22,6 +22,7 @@ from .probes import Probe
 ROWS = 2  # sequences under `batch`; the other schedules feed the first one
 # A choice is clear where the gap at its cut is this many times what rounding is seen to move the scores by.
 CLEAR = 8.0
+DECIDED = 0.25  # of the clear tokens must hang on no simulated rounding for them alone to be judged
 SEEDS = 6  # how many draws of the weights are tried for one in which every choice is clear
 
 
@@ -29,7 +30,8 @@ SEEDS = 6  # how many draws of the weights are tried for one in which every choi
 class Family:
     """A probe's runs in the reference, one shot, on `ids` [ROWS, tokens], one token more where the MTP block reads.
 
-    clear [ROWS, tokens]: tokens that no unclear choice of experts or rows reaches. Only these are judged.
+    clear [ROWS, tokens]: tokens that no unclear choice of experts or rows reaches, nor an unclear rounding where the
+    reference simulates roundings. Only these are judged.
     """
 
     probe: Probe
@@ -40,6 +42,11 @@ class Family:
     nulls: list[Tensor]
     clear: Tensor
     spelling: str = "F1"
+    simulation: str = "none"
+
+    def side(self, dtype: str) -> TorchSide:
+        """The reference with this checkpoint."""
+        return TorchSide(self.probe.config, options(self.simulation), self.tensors, dtype)
 
     def write(self, folder: Path) -> Path:
         """The probe's checkpoint as a folder on disk, as published ones are laid out, or in another family's names."""
@@ -75,39 +82,65 @@ class Family:
 
     def clear_now(self) -> Tensor:
         """Clear tokens of the reference as it is at this moment, with whatever defects are in it."""
-        return _Runs(self.probe, self.tensors, self.ids).clear
+        return _Runs(self.probe, self.tensors, self.ids, self.simulation).clear
 
 
-def family(probe: Probe, seed: int) -> Family:
+def options(simulation: str) -> dict:
+    """The reference's options where it simulates these roundings."""
+    return {"quantization_simulation": simulation}
+
+
+def family(probe: Probe, seed: int, simulation: str = "none") -> Family:
     """The probe with the first weights, from `seed` on, in which every choice is clear; else those with most clear
-    tokens."""
+    tokens. `simulation`: which published roundings the reference simulates."""
     best = None
     for attempt in range(SEEDS):
         number = seed * 1000 + attempt
         random = torch.Generator().manual_seed(number)
         ids = torch.randint(0, probe.config["vocab_size"], (ROWS, probe.tokens + probe.mtp), generator=random)
-        runs = _Runs(probe, probe.weights(number), ids)
-        if best is None or runs.clear.sum() > best[1].clear.sum():
+        runs = _Runs(probe, probe.weights(number), ids, simulation)
+        if best is None or runs.quality > best[1].quality:
             best = number, runs
-        if best[1].clear.all():
-            break
+        if runs.quality == (True, runs.clear.numel()) or (runs.nudged and len(probe.config["compress_ratios"]) > 1):
+            break  # through several layers of simulated roundings some are undecided with any weights
     number, runs = best
     exact, baseline, *others = [run.taps["logits"] for run in (runs.exact, runs.baseline, *runs.nulls(number))]
-    return Family(probe, runs.tensors, runs.ids, exact, baseline, others, runs.clear)
+    others += runs.nudged
+    return Family(probe, runs.tensors, runs.ids, exact, baseline, others, runs.clear, simulation=simulation)
 
 
 class _Runs:
     """A probe's tokens through the reference, exactly and in the probe's type."""
 
-    def __init__(self, probe: Probe, tensors: dict[str, Tensor], ids: Tensor):
+    def __init__(self, probe: Probe, tensors: dict[str, Tensor], ids: Tensor, simulation: str):
         self.probe, self.tensors, self.ids = probe, tensors, ids
         paths = oracle.decision_paths(probe.config)
         self.paths = {path: kind for path, kind in paths.items() if probe.mtp or path.startswith("layers.")}
-        exact_side, self.side = (TorchSide(probe.config, {}, tensors, t) for t in ("float64", probe.dtype))
-        self.exact = oracle.observe(exact_side, lambda: self.run(exact_side), self.paths)
+        sides = (TorchSide(probe.config, options(simulation), tensors, dtype) for dtype in ("float64", probe.dtype))
+        exact_side, self.side = sides
+        exactly = lambda: oracle.observe(exact_side, lambda: self.run(exact_side), self.paths)  # noqa: E731
+        read, self.exact = undecided.readings(exactly)
         self.replay = oracle.replayable(self.exact, self.paths)
-        self.baseline = oracle.observe(self.side, lambda: self.run(self.side), self.paths, self.replay)
+        rounded = lambda: oracle.observe(self.side, lambda: self.run(self.side), self.paths, self.replay)  # noqa: E731
+        read_rounded, self.baseline = undecided.readings(rounded)
         self.clear = _clear(probe, exact_side.model, self.exact, self.baseline, self.paths)
+        self.nudged: list[Tensor] = []
+        if read:
+            self._nudge(exactly, undecided.noise_level(read, read_rounded))
+
+    def _nudge(self, exactly: Callable, level: float) -> None:
+        """Leave out tokens behind a rounding that may fall either way; where these are most, allow what it does."""
+        nudged = [run.taps["logits"] for run in undecided.nudged_runs(exactly, level, seed=0)]
+        decided = undecided.decided_rows(self.exact.taps["logits"], self.baseline.taps["logits"], nudged)[0]
+        if (self.clear & decided).sum() >= DECIDED * self.clear.sum():
+            self.clear &= decided
+        else:
+            self.nudged = nudged
+
+    @property
+    def quality(self) -> tuple[bool, int]:
+        """Whether the limits are those of rounding alone, and how many tokens are judged."""
+        return not self.nudged, int(self.clear.sum())
 
     def run(self, side: TorchSide) -> dict[str, Tensor]:
         return {"logits": forward(side.model, self.ids, self.probe.calls, self.probe.mtp)}

@@ -57,6 +57,13 @@ class Matrix:
     def red(self, mechanism: str) -> list[Cell]:
         return [cell for cell in self.cells if cell.mechanism == mechanism and cell.verdict is Verdict.DIVERGES]
 
+    def replace(self, mechanism: str, other: Matrix) -> None:
+        """Take the other's word on a mechanism that was judged last."""
+        self.cells[:] = [cell for cell in self.cells if cell.mechanism != mechanism] + other.cells
+        self.logits = {key: given for key, given in self.logits.items() if key[0] != mechanism} | other.logits
+        self.refused = {key for key in self.refused if key[0] != mechanism} | other.refused
+        self.ends_only = {key for key in self.ends_only if key[0] != mechanism} | other.ends_only
+
     def out_of_patience(self, mechanism: str) -> bool:
         """Whether the candidate died or hung too often to be asked for this."""
         all_over = len(+self.troubles) >= LONG_PATIENCE or self.hangs >= HANGS

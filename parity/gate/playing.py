@@ -15,6 +15,7 @@ from safetensors.numpy import load
 
 from dsv4_checkpoints.errors import CheckpointError
 from dsv4_checkpoints.folder import AGAIN, read_header
+from reference_torch.config import QUANTIZATION_SIMULATIONS
 
 from ..candidates import told, untrusted
 from ..candidates.adapters import KINDS
@@ -30,7 +31,7 @@ from ..candidates.adapters.problems import (
     WroteOutside,
 )
 from ..errors import BadInput
-from .probes import PROFILES
+from .probes import PROFILES, registry
 from .recording import ARRAYS, NAMES, SCHEMA, checkpoint_hash, hash_of, question
 
 LARGEST = 1 << 32  # bytes of arrays
@@ -75,8 +76,9 @@ class Player:
         self.profile = _one_of(manifest["profile"], PROFILES)
         self.seed = _whole(manifest["seed"])
         self.names = _one_of(manifest["names"], ("any", "raw"))
+        self.simulation = _one_of(manifest["simulation"], ("auto", *QUANTIZATION_SIMULATIONS))
         self.require = [_text(what) for what in _list(manifest["require"])]
-        self.only = [_text(what) for what in _list(manifest["only"])]
+        self.only = [name for what in _list(manifest["only"]) if (name := _text(what)) in registry()]
         self.compiles = _is(manifest["compiles"], bool)
         self.environment = _is(manifest["environment"], dict)
         (start,) = _list(manifest["start"])
@@ -95,16 +97,10 @@ class Player:
         self.times: Counter[str] = Counter()
         self.dtype, self.checkpoint, self.folder, self.compiling = "", "", "", False
 
-    def settings(self, profile: str | None, seed: int | None, names: str | None, require: Sequence[str]) -> tuple:
-        """Profile, seed and names that were recorded, and what is required. Raises BadInput where others are asked."""
-        for option, asked, recorded in (
-            ("--profile", profile, self.profile),
-            ("--seed", seed, self.seed),
-            ("--family", names, self.names),
-        ):
-            if asked is not None and asked != recorded:
-                raise BadInput(f"The recording was made with {option} {recorded}; leave {option} {asked} away.")
-        return self.profile, self.seed, self.names, [*dict.fromkeys([*self.require, *require])]
+    @property
+    def settings(self) -> dict:
+        """How the candidate was judged then."""
+        return {name: getattr(self, name) for name in ("profile", "seed", "names", "simulation", "require", "only")}
 
     def notes(self, environment: dict) -> list[str]:
         """A note where libraries or device were others than those that judge now."""

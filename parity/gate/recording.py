@@ -15,7 +15,7 @@ import hashlib
 import json
 import os
 import shutil
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -118,19 +118,14 @@ class Recorder:
         self.arrays[name] = np.array(array, order="C")  # the file's writer takes bytes as they lie
         return name
 
-    def write(
-        self, folder: Path, report: GateReport, names: str, require: Iterable[str], only: Iterable[str] = ()
-    ) -> None:
-        """The recording as a folder, in whole or not at all. Raises BadInput where it cannot be written."""
+    def write(self, folder: Path, report: GateReport, settings: dict) -> None:
+        """The recording as a folder, in whole or not at all; `settings` are those of Player. Raises BadInput where it
+        cannot be written."""
         environment = {name: report.environment.get(name) for name in ("libraries", "mlx_device")}
         document = {
             "schema": SCHEMA,
             "candidate": {"name": report.candidate.name, "kind": report.candidate.kind},
-            "profile": report.profile,
-            "seed": report.seed,
-            "names": names,
-            "require": [*require],
-            "only": [*only],
+            **settings,
             "environment": environment,
             "compiles": can_compile(),
             "start": self.start,

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import tempfile
 import time
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -15,15 +15,16 @@ from ..errors import BadInput
 from ..gate import bundle, confirm, loading, playing
 from ..gate.defects import Defect, catalogue
 from ..gate.diagnosis import Diagnoser
-from ..gate.families import Family, family
+from ..gate.families import Family
 from ..gate.lives import CACHES, CHECKPOINT, LIVES, OFFERED, judge_lives, mechanism
-from ..gate.matrix import NOT_ASKED, Engine, Matrix, ask, close_gaps, judge_probe
+from ..gate.matrix import NOT_ASKED, Engine, Matrix, ask, close_gaps
 from ..gate.matrix import judge as judge_logits
-from ..gate.probes import SCHEDULES, Probe, needed, of_profile, registry
+from ..gate.probes import SCHEDULES, Probe, needed, of_profile
 from ..gate.recording import Recorder
 from ..gate.results import Candidate, Cell, Gap, GateReport, Mechanism
 from ..results import Verdict
-from .gate_command import MEMORY, TIMEOUT, command
+from .filling import Filling, reference
+from .gate_command import Asked
 from .gate_verdict import conclude, follow_on, gaps_of, set_apart
 
 Progress = Callable[[str], None]
@@ -31,48 +32,35 @@ Progress = Callable[[str], None]
 
 def judge(
     target: str,
-    profile: str | None = None,
-    seed: int | None = None,
-    timeout: float = TIMEOUT,
-    memory: float = MEMORY,
-    require: Iterable[str] = (),
+    asked: Asked = Asked(),  # noqa: B008 # frozen
     progress: Progress = lambda text: None,
     environment: dict | None = None,
-    bundle_folder: Path | None = None,
-    names: str | None = None,
-    strict: bool = False,
-    mend: bool = False,
-    only: Sequence[str] = (),
     drafts: dict[str, Defect] | None = None,
+    bundle_folder: Path | None = None,
     record_folder: Path | None = None,
 ) -> GateReport:
     """Judge a candidate, in a process of its own, or the recording of one. Raises BadInput where the target is none.
 
-    ``names``: "raw" where it must load the published ones, "any" where those of a conversion will do. What is None is
-    "quick", 0 and "any", or what was recorded. ``strict``: what no published checkpoint needs counts too. ``mend``:
-    supply the names of ``typing`` and the like that it lacks, a note each. ``only``: these mechanisms and what their
-    probes need. ``drafts``: defects beside the catalogue's. ``record_folder``: where a recording is kept.
+    ``drafts``: defects beside the catalogue's. ``bundle_folder``: where the smallest case that fails is written.
+    ``record_folder``: where a recording is kept.
     """
     resolved = resolve(target)
     played = playing.read(Path(resolved.path)) if resolved.kind == "recording" else None
     if played is None:
-        profile, seed, names = profile or "quick", seed or 0, names or "any"
+        asked = asked.settled()
         candidate = Candidate(target, resolved.kind)
     else:
         if bundle_folder or record_folder:
             raise BadInput(f"{target} is a recording; --bundle and --record ask the port itself.")
-        profile, seed, names, require = played.settings(profile, seed, names, require)
-        only = only or [name for name in played.only if name in registry()]
+        asked = asked.settled(played.settings)
         candidate = Candidate(f"{target} (a recording of {played.name})", played.kind)
-    report = GateReport(candidate, profile, seed, Verdict.INCONCLUSIVE, "")
+    report = GateReport(candidate, asked.profile, asked.seed, Verdict.INCONCLUSIVE, "")
     report.environment = check_environment() if environment is None else environment
-    if played is None:
-        report.reproduce = command(target, profile, seed, timeout, memory, require, names, strict, mend, only)
-    else:
-        report.reproduce = command(target, None, None, TIMEOUT, MEMORY, require, strict=strict, only=only)
+    report.reproduce = asked.command(target, recorded=played is not None)
+    if played is not None:
         report.notes += played.notes(report.environment)
-    probes = chosen(profile, only)
-    counted = lambda probe: strict or probe.mechanism in require  # noqa: E731
+    probes = chosen(asked.profile, asked.only)
+    counted = lambda probe: asked.strict or probe.mechanism in asked.require  # noqa: E731
     report.mechanisms = [
         Mechanism(p.mechanism, p.title, p.spec, list(p.needs), "" if counted(p) else p.beyond) for p in probes
     ]
@@ -80,16 +68,15 @@ def judge(
         started = time.monotonic()
         progress(f"starting {target}")
         try:
-            mending = report.notes.append if mend else None
-            engine = played or Process(resolved, Path(scratch), timeout, memory, mending)
+            mending = report.notes.append if asked.mend else None
+            engine = played or Process(resolved, Path(scratch), asked.timeout, asked.memory, mending)
             if record_folder is not None:
                 engine = Recorder(engine)
             with engine as process:
                 _describe(report.candidate, process.facts)
                 report.clock["start_s"] = round(time.monotonic() - started, 2)
                 known = catalogue() | (drafts or {})
-                asked = set(require)
-                families = _judge(process, probes, report, Path(scratch), asked, progress, names, known, bool(only))
+                families = _judge(process, probes, report, Path(scratch), asked, progress, known)
                 if bundle_folder is not None:
                     _write_bundle(process, families, report, bundle_folder, progress)
         except MissingImports as problem:
@@ -105,7 +92,7 @@ def judge(
             report.verdict, report.sentence = Verdict.CRASHED, f"{candidate.name} could not be judged. {problem}"
         report.clock["total_s"] = round(time.monotonic() - started, 2)
         if record_folder is not None:
-            _write_recording(engine, report, names, require, only, record_folder, progress)
+            _write_recording(engine, report, asked, record_folder, progress)
     return report
 
 
@@ -122,30 +109,30 @@ def _judge(
     probes: list[Probe],
     report: GateReport,
     scratch: Path,
-    require: set[str],
+    asked: Asked,
     progress: Progress,
-    names: str,
     catalogue_: dict[str, Defect],
-    only: bool,
 ) -> dict[str, Family]:
     report.schedules = list(SCHEDULES)
     matrix = Matrix()
     report.cells = matrix.cells  # so that an interrupted run tells what it found
-    found = _checkpoint(engine, probes, report, scratch, names)
+    found = _checkpoint(engine, probes, report, scratch, asked.names)
     if found is None:
         return {}
-    families = _fill(matrix, engine, probes, report.seed, scratch, progress, report.clock, *found)
+    filling = Filling(engine, matrix, report.seed, *found, asked.simulation, scratch / "checkpoint", report.clock)
+    families = filling.fill(probes, progress)
+    report.notes += filling.notes()
     report.cells = [*matrix.cells]
     report.loading += matrix.loading
     if matrix.ends_only:
         report.notes.append("Gives the logits of each call's last token alone; only these were judged.")
     missing = close_gaps(matrix, SCHEDULES)
     lacking = []
-    if CHECKPOINT in families and not only:
+    if CHECKPOINT in families and not asked.only:
         lacking = _live(engine, families[CHECKPOINT], matrix, report, scratch, progress)
-    report.gaps = gaps_of(report.cells, missing, lacking, require)
+    report.gaps = gaps_of(report.cells, missing, lacking, {*asked.require})
     judged = {*SCHEDULES, *(row.name for row in report.mechanisms), *(f"{CACHES}.{name}" for name in OFFERED)}
-    for name in sorted(require - judged):
+    for name in sorted({*asked.require} - judged):
         report.gaps.append(Gap(name, f"{name} is no part of the profile {report.profile}", required=True))
     red = [cell for cell in matrix.cells if cell.verdict is Verdict.DIVERGES]
     if red:
@@ -158,12 +145,12 @@ def _judge(
         follow_on(report, hypothesis)
         _look_inside(engine, families, red[0], scratch, report)
     set_apart(report, catalogue_)
-    if CHECKPOINT in families and not only and _compiles(engine) and report.candidate.kind != "hf":
+    if CHECKPOINT in families and not asked.only and _compiles(engine) and report.candidate.kind != "hf":
         progress("the whole model again, compiled")
         began = time.monotonic()
         _confirm_compiled(engine, families[CHECKPOINT], report, scratch)
         report.clock["compiled_s"] = round(time.monotonic() - began, 2)
-    conclude(report, names)
+    conclude(report, asked.names)
     return families
 
 
@@ -232,48 +219,16 @@ def _write_bundle(
         report.notes.append(f"{folder} holds the smallest case; run python {folder / 'show.py'}.")
 
 
-def _write_recording(
-    engine: Recorder,
-    report: GateReport,
-    names: str,
-    require: Iterable[str],
-    only: Sequence[str],
-    folder: Path,
-    progress: Progress,
-) -> None:
+def _write_recording(engine: Recorder, report: GateReport, asked: Asked, folder: Path, progress: Progress) -> None:
     """What the candidate gave, as a folder; a note only where there is none: a recording's report is the same."""
     if report.verdict is Verdict.INTERRUPTED:
         report.notes.append("There is no recording: the run was interrupted.")
         return
     progress(f"writing what it gave to {folder}")
     try:
-        engine.write(folder, report, names, require, only)
+        engine.write(folder, report, asked.settings)
     except BadInput as problem:  # what the matrix holds stands
         report.notes.append(f"There is no recording: {problem}")
-
-
-def _fill(
-    matrix: Matrix,
-    engine: Engine,
-    probes: list[Probe],
-    seed: int,
-    scratch: Path,
-    progress: Progress,
-    clock: dict,
-    spelling: str,
-    form: str,
-) -> dict[str, Family]:
-    families = {}
-    clock |= {"reference_s": 0.0, "candidate_s": 0.0}
-    for index, probe in enumerate(probes, start=1):
-        progress(f"{index} of {len(probes)}: {probe.mechanism}")
-        began = time.monotonic()
-        families[probe.mechanism] = replace(reference(probe, seed, form), spelling=spelling)
-        prepared = time.monotonic()
-        judge_probe(engine, families[probe.mechanism], scratch / "checkpoint" / probe.mechanism, matrix)
-        clock["reference_s"] = round(clock["reference_s"] + prepared - began, 2)
-        clock["candidate_s"] = round(clock["candidate_s"] + time.monotonic() - prepared, 2)
-    return families
 
 
 def _compiles(engine: Engine) -> bool:
@@ -298,17 +253,6 @@ def _confirm_compiled(engine: Process, whole: Family, report: GateReport, scratc
         if again.verdict is not Verdict.PARITY:
             again.sentence = f"with mx.compile at work, and only then, it {again.sentence}"
             report.cells[index] = again
-
-
-KNOWN: dict[tuple[str, int, str], Family] = {}
-
-
-def reference(probe: Probe, seed: int, form: str = loading.PLAIN) -> Family:
-    """The probe's reference runs, kept: a run over many candidates needs them again."""
-    key = probe.mechanism, seed, form
-    if key not in KNOWN:
-        KNOWN[key] = family(loading.in_form(probe, form), seed)
-    return KNOWN[key]
 
 
 def _describe(candidate: Candidate, facts: dict) -> None:

@@ -27,7 +27,7 @@ from ..gate.families import Family
 from ..gate.matrix import Matrix, judge_probe
 from ..gate.probes import of_profile, registry
 from ..results import Verdict
-from .gate import reference
+from .filling import reference
 
 SCHEMA = "dsv4-parity/defects/1"
 FEW = 20
@@ -195,7 +195,7 @@ def _tells(one: Defect, base: Defect, family: Family) -> bool:
     matrix = Matrix()
     with tempfile.TemporaryDirectory(prefix="parity-", ignore_cleanup_errors=True) as scratch:
         judge_probe(Patched([one]), family, Path(scratch, "probe"), matrix)
-    if all(cell.verdict is Verdict.PARITY for cell in matrix.cells):
+    if {cell.verdict for cell in matrix.cells} - {Verdict.PARITY} != {Verdict.DIVERGES}:  # or it fails: then it is none
         return False
     runs = ((patched_logits(family, s, [d], family.probe.dtype) for d in (one, base)) for s in family.probe.schedules)
     return any(not torch.equal(some, always) for some, always in runs)

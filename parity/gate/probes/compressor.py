@@ -1,9 +1,10 @@
 """Compressed rows at ratio 128 and, with overlapping windows, at ratio 4."""
 
 from . import Probe
-from .weights import Weights, config
+from .weights import FAR_FROM_EPS, Weights, config
 
 PLAIN = {"tokens": 270, "prompt": 250, "chunks": (100, 27, 1, 134, 8)}  # the fourth call holds a whole block
+SMALL = 3e-3  # before the mean of eight
 OVERLAP = {"tokens": 43, "prompt": 13, "chunks": (5, 1, 8, 2, 3, 13, 11)}
 
 
@@ -28,6 +29,12 @@ def ape(weights: Weights) -> None:
     weights.only_attention()
     weights.without_positions()
     weights.without_queries()
+
+
+def eps(weights: Weights) -> None:
+    """Pooled rows of about 1e-3, whose square is the eps of their norm."""
+    means(weights)
+    weights.scale(r".*\.attn\.compressor\.wkv\.weight", SMALL / FAR_FROM_EPS)
 
 
 def probes(kind: str, ratio: int, schedule: dict, first: tuple[str, ...]) -> tuple[Probe, ...]:
@@ -77,4 +84,13 @@ def probes(kind: str, ratio: int, schedule: dict, first: tuple[str, ...]) -> tup
 PROBES = (
     *probes("plain", 128, PLAIN, ("attention.output",)),
     *probes("overlap", 4, OVERLAP, ("attention.output",)),
+    Probe(
+        "compressor.eps",
+        "the eps of the norm of compressed rows",
+        "7",
+        config(4, num_attention_heads=2),
+        eps,
+        needs=("compressor.overlap", "norm.eps"),
+        **OVERLAP,
+    ),
 )

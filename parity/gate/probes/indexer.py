@@ -1,7 +1,8 @@
 """The indexer's choice: more rows than it may take."""
 
 from . import Probe
-from .weights import Weights, config
+from .compressor import SMALL
+from .weights import FAR_FROM_EPS, Weights, config
 
 ROWS = {"tokens": 61, "prompt": 41, "chunks": (17, 1, 9, 2, 18, 14)}
 FEW = config(4, index_topk=3)
@@ -31,6 +32,12 @@ def gated(weights: Weights) -> None:
     """The indexer's own keys with gates and ape."""
     weights.only_attention()
     still(weights)
+
+
+def eps(weights: Weights) -> None:
+    """The indexer's pooled keys are about 1e-3, and the square of that is the eps of their norm."""
+    compressed(weights)
+    weights.scale(r".*\.indexer\.compressor\.wkv\.weight", SMALL / FAR_FROM_EPS)
 
 
 def large(rows: int, profile: str, name: str) -> Probe:
@@ -65,6 +72,15 @@ PROBES = (
         FEW,
         Weights.only_attention,
         needs=("indexer.compressor",),
+        **ROWS,
+    ),
+    Probe(
+        "indexer.eps",
+        "the eps of the norm of the indexer's keys",
+        "7, 9",
+        FEW,
+        eps,
+        needs=("indexer.scores", "compressor.eps"),
         **ROWS,
     ),
     # Ports that keep the best 16 blocks of 64 rows from 1,024 rows on drop none before the 17th block is complete.
