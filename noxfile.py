@@ -91,6 +91,12 @@ def browser(session: nox.Session) -> None:
 
 
 @nox.session(venv_backend="none", requires=["environment"])
+def full_model(session: nox.Session) -> None:
+    """Judge a whole checkpoint, a test a stage: -- --checkpoint DIR [--tokens WHAT] [--resume DIR]."""
+    run_shared(session, "pytest", "-m", "full_model", "-rs", *session.posargs)
+
+
+@nox.session(venv_backend="none", requires=["environment"])
 def gate(session: nox.Session) -> None:
     """Judge dsv4_mlx and Hugging Face's model, or the candidate that is named (`parity gate`)."""
     for candidate in [session.posargs] if session.posargs else (["dsv4_mlx"], ["hf"]):

@@ -32,6 +32,13 @@ def sanitize(
         held = {name: Stored(DTYPES[value.dtype], value.shape) for name, value in weights.items()}
     reading = reading_of(held, args)
     refuse_twins(reading, weights)
+    return *parameters_of(reading, weights, args), reading
+
+
+def parameters_of(
+    reading: Reading, weights: Mapping[str, mx.array], args: ModelArgs
+) -> tuple[dict[str, mx.array], dict[str, Format], dict[str, str]]:
+    """The parameters that the places of a reading make; the formats and kinds of storage by module path, as above."""
     parameters, packed, stored = {}, {}, {}
     for target in targets(reading, OWN, args.o_groups):
         stored[target.name] = _published(reading, target)
@@ -43,7 +50,7 @@ def sanitize(
         for leaf, value in matrix.parts.items():
             name = f"{target.name}.{leaf}" if target.leaf else target.name
             parameters[name] = _as_parameter(name, value, args.n_routed_experts)
-    return parameters, packed, stored, reading
+    return parameters, packed, stored
 
 
 def reading_of(stored: Mapping[str, Stored], args: ModelArgs) -> Reading:

@@ -4,6 +4,7 @@ from collections.abc import Mapping
 from pathlib import Path
 
 import mlx.core as mx
+import mlx.nn as nn
 from mlx.utils import tree_flatten, tree_map_with_path
 
 from .checkpoint import may_cast
@@ -37,7 +38,7 @@ def load(folder: str | Path, dtype: mx.Dtype | None = None, **options) -> Model:
         mx.eval(model.parameters())
     except RuntimeError as error:
         raise UsageError(f"The tensors in {folder} cannot be read ({reason(error)}).") from error
-    _refuse_damage(model)
+    refuse_damage(model)
     return model
 
 
@@ -48,7 +49,7 @@ def fill(model: Model, tensors: Mapping[str, mx.array]):
     model.load_weights(list(weights.items()), strict=True)
 
 
-def _refuse_damage(model: Model):
+def refuse_damage(model: nn.Module):
     """Raise UsageError for numbers that are none, and for scales that make none of what they scale."""
     for name, value in tree_flatten(model.parameters()):
         if mx.issubdtype(value.dtype, mx.floating) and not mx.isfinite(value).all().item():
@@ -70,6 +71,11 @@ def cast(model: Model, dtype: mx.Dtype):
     Scales and biases of packed weights are widened at most: to round them would change the weights.
     """
     model.embed.type = dtype
+    cast_parameters(model, dtype)
+
+
+def cast_parameters(module: nn.Module, dtype: mx.Dtype):
+    """``cast`` of a part of a model."""
 
     def one(path: str, value: mx.array) -> mx.array:
         if not mx.issubdtype(value.dtype, mx.floating):
@@ -78,4 +84,4 @@ def cast(model: Model, dtype: mx.Dtype):
             return value.astype(dtype) if dtype == mx.float32 else value
         return value.astype(dtype if may_cast(path) else mx.float32)
 
-    model.update(tree_map_with_path(one, model.parameters()))
+    module.update(tree_map_with_path(one, module.parameters()))

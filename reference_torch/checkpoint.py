@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable, Mapping
 from dataclasses import replace
 from pathlib import Path
 
@@ -52,26 +53,54 @@ def build(
         ratios = config.compress_ratios[: config.num_hidden_layers + reading.mtp_blocks]
         config = replace(config, num_nextn_predict_layers=reading.mtp_blocks, compress_ratios=ratios)
     model = Model(config, options)
-    modules = dict(model.named_modules())
-    wanted = torch.promote_types(dtype, torch.float32)
-    for name, places in reading.places.items():
-        owner, _, leaf = parameter_name(name).rpartition(".")
-        module, slot = modules[owner], reading.slots[name]
-        kind = reading.formats[places[0].name]
-        if leaf == "tid2eid":
-            value = _expert_table(reading, places[0], tensors, config.n_routed_experts)
-        else:
-            value = torch.cat([_rows(reading, place, kind, tensors) for place in places])
-            value = value.to(dtype if slot.is_matrix and not _is_wide(name) else wanted)
-        if isinstance(module, Linear):
-            module.stored = kind.kind if kind.kind in ("fp8", "fp4") else "float"
-        module._parameters[leaf] = nn.Parameter(value.reshape(slot.shape), requires_grad=False)
+    fill(model, reading, reading.places, tensors, dtype)
     return model
 
 
-def _rows(reading: Reading, place: Place, kind: Format, tensors: dict[str, Tensor]) -> Tensor:
+def fill(
+    module: nn.Module,
+    reading: Reading,
+    names: Iterable[str],
+    tensors: Mapping[str, Tensor],
+    dtype: torch.dtype,
+    prefix: str = "",
+) -> None:
+    """Give a model, or the part of it whose published names begin with `prefix`, the parameters of these names.
+
+    Raises CheckpointError.
+    """
+    modules = dict(module.named_modules())
+    for name in names:
+        owner, _, leaf = parameter_name(name.removeprefix(prefix)).rpartition(".")
+        if isinstance(modules[owner], Linear):
+            kind = reading.formats[reading.places[name][0].name].kind
+            modules[owner].stored = kind if kind in ("fp8", "fp4") else "float"
+        value = parameter(reading, name, tensors, dtype)
+        modules[owner]._parameters[leaf] = nn.Parameter(value, requires_grad=False)
+
+
+def parameter(
+    reading: Reading, name: str, tensors: Mapping[str, Tensor], dtype: torch.dtype, rows: slice | None = None
+) -> Tensor:
+    """The values of a published name, decoded, in the type in which a model of `dtype` has them; of a matrix in one
+    piece, whose rows are stored one by one, these rows alone. Raises CheckpointError."""
+    places, slot = reading.places[name], reading.slots[name]
+    if name.endswith(".tid2eid"):
+        experts = reading.slots[name.removesuffix("tid2eid") + "weight"].shape[0]
+        return _expert_table(reading, places[0], tensors, experts).reshape(slot.shape)
+    kind = reading.formats[places[0].name]
+    value = torch.cat([_rows(reading, place, kind, tensors, rows) for place in places])
+    value = value.to(dtype if slot.is_matrix and not _is_wide(name) else torch.promote_types(dtype, torch.float32))
+    return value.reshape(-1, *slot.shape[1:]) if rows else value.reshape(slot.shape)
+
+
+def _rows(
+    reading: Reading, place: Place, kind: Format, tensors: Mapping[str, Tensor], rows: slice | None = None
+) -> Tensor:
     """The rows that lie at a place, decoded. Raises CheckpointError for what is not finite."""
     parts = {leaf: tensors[name] for leaf, name in reading.parts(place).items()}
+    if rows is not None:
+        parts = {leaf: value[rows] for leaf, value in parts.items()}
     if place.index is not None:
         parts = {leaf: value[place.index] for leaf, value in parts.items()}
     name = reading.names[place.tensor]
@@ -97,7 +126,7 @@ def _is_wide(name: str) -> bool:
     return name == "head.weight" or name.endswith(("compressor.wkv.weight", "compressor.wgate.weight"))
 
 
-def _expert_table(reading: Reading, place: Place, tensors: dict[str, Tensor], experts: int) -> Tensor:
+def _expert_table(reading: Reading, place: Place, tensors: Mapping[str, Tensor], experts: int) -> Tensor:
     name = reading.names[place.tensor]
     table = tensors[name].long()
     if int(table.min()) < 0 or int(table.max()) >= experts:

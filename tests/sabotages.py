@@ -351,7 +351,7 @@ SABOTAGES = [
     ),
     Sabotage(
         "no port is seen to simulate the published roundings",
-        "parity/jobs/filling.py",
+        "parity/gate/filling.py",
         "self.simulation, found = step, other",
         "found = other",
         "tests/test_gate.py -k simulates_the_published_roundings",

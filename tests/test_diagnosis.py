@@ -15,9 +15,9 @@ import torch
 from parity.gate.defects import Edit, catalogue
 from parity.gate.defects.patching import compatible
 from parity.gate.diagnosis import Diagnoser, Hypothesis
+from parity.gate.filling import reference
 from parity.gate.matrix import Matrix, judge_probe
 from parity.gate.probes import needed, of_profile, registry
-from parity.jobs.filling import reference
 from parity.jobs.score import Patched, judged_until_named
 from parity.results import Verdict
 

@@ -24,13 +24,13 @@ from parity import cli
 from parity.candidates import process
 from parity.candidates.adapters.problems import Hung
 from parity.candidates.containment import landlock_version
-from parity.gate import bundle, loading, matrix
+from parity.gate import bundle, filling, loading, matrix
 from parity.gate.defects import catalogue
 from parity.gate.lives import CACHES, LIVES
 from parity.gate.matrix import NOT_ASKED
 from parity.gate.probes import SCHEDULES, of_profile, registry
 from parity.gate.results import SCHEMA, Candidate, Cell
-from parity.jobs import filling, gate
+from parity.jobs import gate
 from parity.report import document
 from parity.results import Verdict
 

@@ -12,10 +12,10 @@ import torch
 from parity.cases.resources import fixtures_path
 from parity.gate.defects import catalogue
 from parity.gate.diagnosis import patched_logits
+from parity.gate.filling import reference
 from parity.gate.matrix import judge
 from parity.gate.probes import PROFILES, SCHEDULES, Probe, of_profile, registry
 from parity.gate.probes.weights import Weights, config
-from parity.jobs.filling import reference
 from parity.results import Verdict
 
 KNOWN = catalogue()

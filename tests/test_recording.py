@@ -19,11 +19,11 @@ from parity import cli
 from parity.candidates import told
 from parity.candidates.adapters import problems
 from parity.errors import BadInput
-from parity.gate import playing, recording
+from parity.gate import filling, playing, recording
 from parity.gate.families import family
 from parity.gate.probes import of_profile, registry
 from parity.gate.results import Candidate, GateReport
-from parity.jobs import filling, gate
+from parity.jobs import gate
 from parity.jobs.gate_command import Asked
 from parity.results import Verdict
 

@@ -16,6 +16,7 @@ from ..gate import bundle, confirm, loading, playing
 from ..gate.defects import Defect, catalogue
 from ..gate.diagnosis import Diagnoser
 from ..gate.families import Family
+from ..gate.filling import Filling, reference
 from ..gate.lives import CACHES, CHECKPOINT, LIVES, OFFERED, judge_lives, mechanism
 from ..gate.matrix import NOT_ASKED, Engine, Matrix, ask, close_gaps
 from ..gate.matrix import judge as judge_logits
@@ -23,7 +24,6 @@ from ..gate.probes import SCHEDULES, Probe, needed, of_profile
 from ..gate.recording import Recorder
 from ..gate.results import Candidate, Cell, Gap, GateReport, Mechanism
 from ..results import Verdict
-from .filling import Filling, reference
 from .gate_command import Asked
 from .gate_verdict import conclude, follow_on, gaps_of, set_apart
 

@@ -24,10 +24,10 @@ from ..gate.defects import Defect, catalogue
 from ..gate.defects.patching import applied
 from ..gate.diagnosis import Diagnoser, patched_logits
 from ..gate.families import Family
+from ..gate.filling import reference
 from ..gate.matrix import Matrix, judge_probe
 from ..gate.probes import of_profile, registry
 from ..results import Verdict
-from .filling import reference
 
 SCHEMA = "dsv4-parity/defects/1"
 FEW = 20

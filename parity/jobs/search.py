@@ -15,9 +15,9 @@ from hypothesis import HealthCheck, Phase, settings
 from ..cases import schedules
 from ..cases.strategies import Case, Profile
 from ..judging.oracle import CandidateRaised, Judged
-from ..judging.tolerance import Measurement, pooled_ratio
+from ..judging.tolerance import Measurement, tap_of
 from ..pairs import Pair
-from ..results import Failure, PairResult, Tap, Verdict
+from ..results import Failure, PairResult, Verdict
 from .examples import judge_case
 
 
@@ -101,7 +101,7 @@ class Search:
 
     def result(self, shrunk: bool) -> PairResult:
         """The pair's row: its taps pooled, its verdict, and its failure if there is one."""
-        taps = [summary(name, self.taps[name]) for name in sorted(self.taps)]
+        taps = [tap_of(name, self.taps[name]) for name in sorted(self.taps)]
         ratio = max((max(tap.worst_ratio, tap.pooled_ratio) for tap in taps), default=0.0)
         failure, verdict = None, Verdict.PARITY
         if self.failure:
@@ -141,25 +141,3 @@ class Search:
         if case is None:
             return f"{command} --profile {self.profile.name} --seed {self.seed}"
         return f"{command} --case {shlex.quote(case.to_json())}"
-
-
-def summary(name: str, measurements: list[Measurement]) -> Tap:
-    """One tap over all examples; errors and limits are those of the worst one."""
-    worst = max(measurements, key=lambda m: m.ratio)
-    return Tap(
-        name=name,
-        examples=len(measurements),
-        elements=sum(m.elements for m in measurements),
-        error_rms=worst.error_rms,
-        error_max=worst.error_max,
-        limit_rms=worst.limit_rms,
-        limit_max=worst.limit_max,
-        null_rms=worst.null_rms,
-        null_max=worst.null_max,
-        floor_rms=worst.floor_rms,
-        factor_rms=worst.rule.rms,
-        factor_max=worst.rule.maximum,
-        reason=worst.rule.reason,
-        worst_ratio=worst.ratio,
-        pooled_ratio=pooled_ratio(measurements),
-    )

@@ -121,8 +121,13 @@ def observe_candidate(
     side, run: Callable, paths: dict[str, str], replay: dict[str, Tensor] | None = None
 ) -> Observation:
     """`observe` for code that is judged: whatever it raises is about it, not the harness. Raises CandidateRaised."""
+    return raising(lambda: observe(side, run, paths, replay))
+
+
+def raising(run: Callable):
+    """What the code that is judged gives. Raises CandidateRaised."""
     try:
-        return observe(side, run, paths, replay)
+        return run()
     except Exception as error:
         reason = " ".join(str(error).split())[:300].rstrip(".")
         raise CandidateRaised(f"{type(error).__name__}: {reason}") from error

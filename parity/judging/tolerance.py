@@ -14,6 +14,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from ..results import Tap
+
 SMALL = 64  # elements under which an RMS ratio means nothing by itself
 
 
@@ -165,3 +167,25 @@ def peak(x: Tensor) -> float:
 
 def _over(error: float, limit: float) -> float:
     return 0.0 if error == 0 else error / limit if limit > 0 else math.inf
+
+
+def tap_of(name: str, measurements: list[Measurement]) -> Tap:
+    """One tap over all examples; errors and limits are those of the worst one."""
+    worst = max(measurements, key=lambda m: m.ratio)
+    return Tap(
+        name=name,
+        examples=len(measurements),
+        elements=sum(m.elements for m in measurements),
+        error_rms=worst.error_rms,
+        error_max=worst.error_max,
+        limit_rms=worst.limit_rms,
+        limit_max=worst.limit_max,
+        null_rms=worst.null_rms,
+        null_max=worst.null_max,
+        floor_rms=worst.floor_rms,
+        factor_rms=worst.rule.rms,
+        factor_max=worst.rule.maximum,
+        reason=worst.rule.reason,
+        worst_ratio=worst.ratio,
+        pooled_ratio=pooled_ratio(measurements),
+    )

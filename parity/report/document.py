@@ -13,8 +13,13 @@ from pathlib import Path
 from ..errors import NO_ROOM, BadEnvironment, BadInput
 from ..gate.results import GateReport
 from ..results import Report
+from ..streamed.results import CheckpointReport
 
-SCHEMAS = {"dsv4-parity/report/1": "schema.json", "dsv4-parity/gate/1": "gate_schema.json"}
+SCHEMAS = {
+    "dsv4-parity/report/1": "schema.json",
+    "dsv4-parity/gate/1": "gate_schema.json",
+    "dsv4-parity/checkpoint/1": "checkpoint_schema.json",
+}
 
 
 @cache
@@ -23,7 +28,7 @@ def schema(name: str = "dsv4-parity/report/1") -> dict:
     return json.loads(files(__package__).joinpath(SCHEMAS[name]).read_text(encoding="utf-8"))
 
 
-def text(report: Report | GateReport) -> str:
+def text(report: Report | GateReport | CheckpointReport) -> str:
     """The document as text; two runs with one seed differ in `clock` only."""
     return text_of(report.to_dict())
 
@@ -69,7 +74,7 @@ def may_be_made(path: Path) -> bool:
     return os.path.isdir(folder) and os.access(folder, os.W_OK)
 
 
-def write(report: Report | GateReport, path: str) -> None:
+def write(report: Report | GateReport | CheckpointReport, path: str) -> None:
     """Write the document to a file, or to standard output for `-`."""
     write_text(text(report), path)
 

@@ -10,10 +10,10 @@ from pathlib import Path
 
 from reference_torch.config import QUANTIZATION_SIMULATIONS
 
-from ..gate import loading
-from ..gate.families import Family, family
-from ..gate.matrix import Engine, Matrix, judge_probe
-from ..gate.probes import Probe
+from . import loading
+from .families import Family, family
+from .matrix import Engine, Matrix, judge_probe
+from .probes import Probe
 
 # From no rounding to all: a port may simulate those of its caches, and leave to the products those of their inputs.
 LADDER = QUANTIZATION_SIMULATIONS

@@ -1,0 +1,88 @@
+"""A checkpoint's blocks one at a time, for whoever cannot hold the model."""
+
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+
+import mlx.core as mx
+import mlx.nn as nn
+
+from . import norm
+from .block import Block
+from .checkpoint import parameters_of, reading_of, refuse_twins
+from .config import ModelArgs
+from .errors import UsageError, reason
+from .hyper_connection import HyperHead
+from .loading import cast_parameters, refuse_damage
+from .mtp import MTPBlock
+from .norm import RMSNorm
+from .quantization import Embedding, Linear, pack
+from .safetensors_folder import Tensors, args_of, read_config
+
+
+class Ends(nn.Module):
+    """What stands before the first block and after the last one; names are the checkpoint's."""
+
+    def __init__(self, args: ModelArgs):
+        super().__init__()
+        self.count = args.hc_mult
+        self.embed = Embedding(args)
+        self.hc_head = HyperHead(args)
+        self.norm = RMSNorm(args.hidden_size, args.rms_norm_eps)
+        self.head = Linear(args.hidden_size, args.vocab_size, args)
+
+    def streams(self, ids: mx.array) -> mx.array:
+        """Token ids [B, S] -> the streams before the first block [B, S, n, D]."""
+        return mx.repeat(self.embed(ids)[:, :, None], self.count, axis=2)
+
+    def logits(self, streams: mx.array) -> mx.array:
+        """Final streams [B, S, n, D] -> float32 logits of every position [B, S, V]."""
+        return self.head(norm.wide(self.norm(self.hc_head(streams))))
+
+
+class Parts:
+    """The parts of the model in a checkpoint folder, of any family: each is loaded when it is asked for, and held by
+    whoever asked alone.
+
+    ``dtype`` as in ``loading.load``. Raises UsageError.
+    """
+
+    def __init__(self, folder: str | Path, dtype: mx.Dtype | None = None):
+        folder = Path(folder)
+        self.args = args_of(folder, read_config(folder))
+        self.dtype = dtype if dtype is not None else getattr(mx, self.args.torch_dtype)
+        self.tensors = Tensors(folder)
+        self.reading = reading_of(self.tensors.stored, self.args)
+        refuse_twins(self.reading, self.tensors)
+
+    def block(self, index: int) -> Block | MTPBlock:
+        """Block ``index``; MTP block m is block num_hidden_layers + m."""
+        depth = index - self.args.num_hidden_layers
+        if depth < 0:
+            return self._filled(Block(self.args, index), f"layers.{index}.")
+        return self._filled(MTPBlock(self.args, depth), f"mtp.{depth}.")
+
+    def ends(self) -> Ends:
+        """Embedding and head."""
+        ends = self._filled(Ends(self.args), "", lambda name: not name.startswith(("layers.", "mtp.")))
+        ends.embed.type = self.dtype
+        return ends
+
+    def _filled(self, module: nn.Module, prefix: str, wanted: Callable[[str], bool] = lambda name: True) -> nn.Module:
+        places = {n: at for n, at in self.reading.places.items() if n.startswith(prefix) and wanted(n)}
+        found, packed, stored = parameters_of(replace(self.reading, places=places), self.tensors, self.args)
+        for path, one in module.named_modules():
+            if hasattr(one, "stored"):
+                one.stored = stored.get(prefix + path, "float")
+        pack(module, {name.removeprefix(prefix): kind for name, kind in packed.items()})
+        module.load_weights([(name.removeprefix(prefix), value) for name, value in found.items()], strict=True)
+        cast_parameters(module, self.dtype)
+        try:  # MLX reads late, as soon as a value is looked at
+            mx.eval(module.parameters())
+        except RuntimeError as error:
+            raise UsageError(
+                f"The tensors of {prefix or 'embedding and head'} cannot be read ({reason(error)})."
+            ) from error
+        refuse_damage(module)
+        self.tensors.forget()
+        return module

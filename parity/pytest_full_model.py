@@ -1,0 +1,118 @@
+"""`pytest -m full_model --checkpoint DIR`: a whole checkpoint judged as `parity checkpoint` judges it, a test a stage.
+
+The run is made once, by the first of the tests. Without a checkpoint `-m full_model` has one test, which is skipped
+and says how to run it; without either nothing happens and nothing of the harness is imported.
+"""
+
+from __future__ import annotations
+
+import re
+
+import pytest
+
+MARK = "full_model"
+REPORT = pytest.StashKey[object]()
+HOW = "name a checkpoint: pytest -m full_model --checkpoint DIR [--tokens FILE|TEXT] [--resume DIR]"
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    """Add the options."""
+    group = parser.getgroup("parity full model", "judging a whole checkpoint")
+    group.addoption("--checkpoint", metavar="DIR", help="judge this folder, as `parity checkpoint DIR` does")
+    group.addoption("--tokens", metavar="WHAT", help="ids or text, as of `parity checkpoint`")
+    group.addoption("--resume", metavar="DIR", help="keep what is done in this folder, and go on from there")
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    """Make the mark known."""
+    config.addinivalue_line("markers", f"{MARK}: judges a whole checkpoint; run with -m {MARK} --checkpoint DIR")
+
+
+@pytest.hookimpl(tryfirst=True)  # before -k and -m choose among the items
+def pytest_collection_modifyitems(session: pytest.Session, config: pytest.Config, items: list[pytest.Item]) -> None:
+    """Add the tests of the checkpoint, or the one that says how to have some."""
+    folder = config.getoption("--checkpoint")
+    asked = re.search(rf"(?<!not ){MARK}", config.option.markexpr or "")
+    if folder is None and not asked:
+        return
+    run = Run.from_parent(session, name=f"checkpoint[{folder}]" if folder else "checkpoint")
+    found = run.collect()
+    for item in found:
+        item.add_marker(MARK)
+    items.extend(found)
+
+
+class StageFailed(Exception):
+    """A stage that is red; its message is the stage's sentence."""
+
+
+class Run(pytest.Collector):
+    """All stages of one checkpoint."""
+
+    def collect(self) -> list[pytest.Item]:
+        folder = self.config.getoption("--checkpoint")
+        if folder is None:
+            return [StageItem.from_parent(self, name="how to run it")]
+        from pathlib import Path
+
+        from .errors import BadInput
+        from .streamed.source import Source
+        from .streamed.stages import names_of
+
+        try:
+            names = names_of(Source(Path(folder)).config)
+        except BadInput as error:
+            raise pytest.UsageError(str(error)) from error
+        return [StageItem.from_parent(self, name=name) for name in (*names, "text")]
+
+    def report(self):
+        """The run's report, made once."""
+        if REPORT not in self.config.stash:
+            self.config.stash[REPORT] = self._judge()
+        outcome = self.config.stash[REPORT]
+        if isinstance(outcome, Exception):
+            raise outcome
+        return outcome
+
+    def _judge(self):
+        from .commands.checkpoint import COUNT, judged
+        from .commands.progress import Progress
+        from .environment import check_environment
+        from .errors import ParityError
+
+        if hasattr(self.config, "workerinput"):
+            return StageFailed("A whole checkpoint needs the machine to itself; run without -n.")
+        folder, tokens, resume = (self.config.getoption(f"--{name}") for name in ("checkpoint", "tokens", "resume"))
+        capture = self.config.pluginmanager.getplugin("capturemanager")
+        with capture.global_and_fixture_disabled(), Progress() as progress:
+            try:
+                return judged(folder, tokens, COUNT, None, resume, check_environment(), progress)
+            except ParityError as error:
+                return StageFailed(str(error))
+
+
+class StageItem(pytest.Item):
+    """One stage."""
+
+    def runtest(self) -> None:
+        if self.config.getoption("--checkpoint") is None:
+            pytest.skip(HOW)
+        report = self.parent.report()
+        if report.verdict.value == "interrupted":
+            raise KeyboardInterrupt
+        stage = next((stage for stage in report.stages if stage["name"] == self.name), None)
+        if self.name == "text":
+            if report.verdict.value != "parity":
+                raise StageFailed(report.sentence)
+        elif stage is None:
+            raise StageFailed(f"{self.name} was not judged: {report.sentence}")
+        elif stage["verdict"] != "parity":
+            raise StageFailed(f"{stage['name']} ({stage['kind']}): {stage['sentence']}")
+
+    def repr_failure(self, excinfo: pytest.ExceptionInfo, style=None):
+        if isinstance(excinfo.value, StageFailed):
+            return str(excinfo.value)
+        return super().repr_failure(excinfo, style)
+
+    def reportinfo(self):
+        return self.path, None, f"{self.parent.name}: {self.name}"

@@ -1,0 +1,1 @@
+"""A checkpoint of any size, judged block by block in the memory of one: what `parity checkpoint` is made of."""
