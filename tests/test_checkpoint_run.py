@@ -362,7 +362,7 @@ def test_a_test_a_stage(pytester, checkpoint):
     in_pytest(pytester, *given, "-k", "not MTP").assert_outcomes(passed=7, deselected=1)
     with applied([KNOWN["D016"]], "dsv4_mlx"):
         result = in_pytest(pytester, *given)
-    # The streams before layer 0 are equal, so that in bfloat16 no mixing of them shows; the last failure is the whole's.
+    # The streams before layer 0 are equal: in bfloat16 no mixing of them shows. The last failure is the whole's.
     result.assert_outcomes(passed=3, failed=5)
     assert "layer 1 (window only, hash-routed): 'streams' has" in result.stdout.str()
     result = in_pytest(pytester, "-m", "full_model", "--checkpoint", "nowhere")

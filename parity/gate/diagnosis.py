@@ -28,6 +28,7 @@ from .results import Cell, Diagnosis
 SAME = 3.0
 BEAM = 4  # hypotheses kept side by side
 ENOUGH = 0.25  # of the tokens of a probe must be clear with the defects too
+LARGE = 1000  # tokens of a probe above which a defect is not looked for whose own probe, a small one, came before
 PAIRS_OF = 14  # two defects of one mechanism are tried together where it has at most this many
 
 
@@ -253,7 +254,8 @@ class Diagnoser:
         )
         alone = (own, 1, False), (near, 1, False), (own, 1, True), (own_under, 1, False)
         together = (own, 2, False), (near, 2, False), (own, 2, True)
-        return [one for one in (*alone, *together, (far, 1, False), (near_under, 1, False)) if one[0]]
+        rest = ((far, 1, False), (near_under, 1, False)) if registry()[mechanism].tokens <= LARGE else ()
+        return [one for one in (*alone, *together, *rest) if one[0]]
 
     def _reduced(self, hypothesis: Hypothesis) -> Hypothesis:
         """Without the defects that later ones made superfluous."""
