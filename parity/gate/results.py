@@ -128,6 +128,22 @@ class LayerError:
 
 
 @dataclass
+class KeysSeen:
+    """Which keys each query of a red cell's first sequence saw, worked out from its logits.
+
+    keys: names, "3" for token 3 and "row 2" for compressed row 2. expected and seen: for each query, places in `keys`;
+    seen is empty for the queries in `unclear`, whose logits fit no choice of keys.
+    """
+
+    mechanism: str
+    schedule: str
+    keys: list[str]
+    expected: list[list[int]]
+    seen: list[list[int]]
+    unclear: list[int] = field(default_factory=list)
+
+
+@dataclass
 class Candidate:
     """Who was judged. `source` is the file of its model class and `line` where the class stands, where known."""
 
@@ -158,6 +174,7 @@ class GateReport:
     notes: list[str] = field(default_factory=list)
     loading: list[Loading] = field(default_factory=list)
     layers: list[LayerError] = field(default_factory=list)
+    keys: list[KeysSeen] = field(default_factory=list)
     reproduce: str = ""
     clock: dict = field(default_factory=dict)
 

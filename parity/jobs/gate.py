@@ -12,7 +12,7 @@ from ..candidates.adapters import resolve
 from ..candidates.process import CandidateProblem, MissingImports, Process, can_compile
 from ..environment import check_environment
 from ..errors import BadInput
-from ..gate import bundle, confirm, loading, playing
+from ..gate import bundle, confirm, keys, loading, playing
 from ..gate.defects import Defect, catalogue
 from ..gate.diagnosis import Diagnoser
 from ..gate.families import Family
@@ -144,6 +144,9 @@ def _judge(
         report.clock["diagnosis_s"] = round(time.monotonic() - began, 2)
         follow_on(report, hypothesis)
         _look_inside(engine, families, red[0], scratch, report)
+        began = time.monotonic()
+        report.keys = keys.first_picture(families, matrix)
+        report.clock["keys_s"] = round(time.monotonic() - began, 2)
     set_apart(report, catalogue_)
     if CHECKPOINT in families and not asked.only and _compiles(engine) and report.candidate.kind != "hf":
         progress("the whole model again, compiled")

@@ -6,7 +6,7 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
-from . import view
+from . import keys, view
 
 COLOURS = {"parity": "green", "diverges": "red", "crashed": "red"}
 MARK = 7  # columns of a cell's symbol and number
@@ -28,6 +28,8 @@ def show(report_document: dict, console: Console) -> None:
             console.print(f"  [{state.colour}]{state.symbol}[/] {state.meaning}", style="dim")
         console.print("  numbers are error / limit; above 1 is not rounding\n", style="dim")
     first_deviation(document, console)
+    for sentence in keys.sentences(document):
+        console.print(f"[bold]which keys were seen:[/] {escape(sentence)}\n")
     for finding in view.findings_beyond(document):
         console.print(f"[yellow]beyond published configs:[/] {escape(finding)}")
     if view.loading(document):

@@ -10,7 +10,7 @@ from importlib.resources import files
 
 from jinja2 import Environment, PackageLoader, StrictUndefined
 
-from . import view
+from . import keys, view
 
 PERCENT = 100
 WORDS = {"crashed": "crash", "coverage gap": "gap", "inconclusive": "unclear"}  # for cells without a ratio
@@ -30,6 +30,7 @@ def page(document: dict) -> str:
         states=view.states_shown(document),
         counts=view.counts(document),
         layers=layers(document),
+        pictures=keys.pictures(document),
         place=view.place(document),
         loading=view.loading(document),
         beyond=view.findings_beyond(document),

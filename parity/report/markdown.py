@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 
-from . import view
+from . import keys, view
 
 SPECIAL = re.compile(r"([\\`*_{}\[\]()#+!|~$-])")
 
@@ -16,6 +16,7 @@ def summary(document: dict) -> str:
         f"## {text(document['candidate']['name'])}: {text(document['verdict'])} (exit {document['exit_code']})",
         text(document["sentence"]),
         *diagnosis(document),
+        *[f"Which keys were seen: {text(sentence)}" for sentence in keys.sentences(document)],
         *matrix(document),
         *listed("Not judged", [_gap(gap) for gap in document["gaps"]]),
         *listed("Beyond published configs", [text(finding) for finding in view.findings_beyond(document)]),
