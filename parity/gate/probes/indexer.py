@@ -41,7 +41,8 @@ def eps(weights: Weights) -> None:
 
 
 def large(rows: int, profile: str, name: str) -> Probe:
-    """So many rows that ports which switch algorithm at a size do it."""
+    """So many rows that ports which switch algorithm at a size do it; as many heads as it takes for no score, not even
+    one of a block's mean, to be 0 because all heads are."""
     tokens = rows * 4 + 130
     prompt = tokens - 10
     step = 256
@@ -50,7 +51,7 @@ def large(rows: int, profile: str, name: str) -> Probe:
         name,
         f"the choice among {rows} rows and more",
         "9",
-        config(4, index_topk=8, num_attention_heads=2, index_n_heads=2),
+        config(4, index_topk=8, num_attention_heads=2, index_n_heads=8),
         Weights.only_attention,
         tokens=tokens,
         prompt=prompt,
