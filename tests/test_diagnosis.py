@@ -15,6 +15,7 @@ import torch
 from parity.gate.defects import Edit, catalogue
 from parity.gate.defects.patching import compatible
 from parity.gate.diagnosis import Diagnoser, Hypothesis
+from parity.gate.explaining import explain
 from parity.gate.filling import reference
 from parity.gate.matrix import Matrix, judge_probe
 from parity.gate.probes import needed, of_profile, registry
@@ -39,7 +40,7 @@ def diagnosed(defects, mechanisms, scratch, seed=0, unknown=()):
         diagnoser.families[name] = reference(registry()[name], seed)
         judge_probe(engine, diagnoser.families[name], scratch / name, diagnoser.matrix)
     hypothesis = diagnoser.diagnose()
-    said = diagnoser.report(hypothesis)
+    said = explain(diagnoser, hypothesis)
     red = [cell for cell in diagnoser.matrix.cells if cell.verdict is not Verdict.PARITY]
     return SimpleNamespace(named={*hypothesis.defects}, said=said, red=red, hypothesis=hypothesis)
 
@@ -138,6 +139,15 @@ def test_what_goes_wrong_between_calls_hides_nothing_that_one_call_shows(tmp_pat
     assert [by for (name, _), by in red.items() if name == "compressor.plain"] == [[], []]
     assert found.said[-1].sentence.startswith("No known defect")
     assert diagnosed(of_ids("D036", "D005"), mechanisms, tmp_path).named == {"D036", "D005"}
+
+
+def test_one_way_without_a_cache_and_another_with_one_though_neither_is_of_this_mechanism(tmp_path):
+    """Without the probe of ratio 128, whose defect the first is; nothing gives all schedules, nor two of one place."""
+    ids, mechanisms = ("D050-cacheless", "D033"), upto("compressor.overlap")
+    assert "compressor.plain" not in mechanisms
+    kept = {one.mechanism for one in of_ids(*ids)} | {"attention.window"}
+    far = [name for name, one in KNOWN.items() if one.mechanism not in kept]  # for the time
+    assert diagnosed(of_ids(*ids), mechanisms, tmp_path, unknown=far).named == {*ids}
 
 
 FIVE = ("D002", "D016", "D026", "D033", "D075-scale")

@@ -8,21 +8,19 @@ probe needs, else by any; where one fails at a green probe, it is refuted.
 
 from __future__ import annotations
 
-from collections.abc import Container, Iterable
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 from itertools import combinations
 
 import torch
 from torch import Tensor
 
-from ..results import Verdict
 from .conditions import CONDITIONS, active, calls_of, variants
 from .defects import Defect, catalogue
 from .defects.patching import applied
 from .families import Family, forward
 from .matrix import Matrix, ends_of
-from .probes import SCHEDULES, needed, registry
-from .results import Cell, Diagnosis
+from .probes import needed, registry
 
 # The null was measured on the reference as published; a defect's own rounding may be another few times that.
 SAME = 3.0
@@ -225,7 +223,35 @@ class Diagnoser:
             ]
             if found:
                 return found
+        if registry()[mechanism].tokens <= LARGE and (found := self._by_schedule(mechanism, hypothesis, ground, lost)):
+            return found
         return [hypothesis.giving_up(*((mechanism, s) for s in lost))]
+
+    def _by_schedule(
+        self, mechanism: str, hypothesis: Hypothesis, ground: list[str], lost: list[str]
+    ) -> list[Hypothesis]:
+        """The hypothesis with two defects of any mechanism, each of which gives what one of these schedules gave: a
+        port may be wrong in one way without a cache and in another with one."""
+        fits = lambda schedule: [  # noqa: E731
+            name
+            for name in self.known
+            if self._may_join(name, hypothesis, mechanism, lost)
+            and self.reproduces(mechanism, (*hypothesis.defects, name), False, [schedule])
+        ]
+        first = fits(lost[0])
+        over = [
+            s
+            for s in lost[1:]
+            if not any(self.reproduces(mechanism, (*hypothesis.defects, n), False, [s]) for n in first)
+        ]
+        second = fits(over[0]) if first and over else []
+        pairs = [(one, other) for one in first for other in second if one != other]
+        extended = [(new, hypothesis.with_defects(mechanism, *new)) for new in pairs]
+        return [
+            h
+            for new, h in extended
+            if self.reproduces(mechanism, h.defects, schedules=ground) and self._holds_earlier(mechanism, h, new)
+        ]
 
     def _holds_earlier(self, mechanism: str, hypothesis: Hypothesis, new: tuple[str, ...]) -> bool:
         """Whether the new defects' own probes, where they were visited before, are reproduced too."""
@@ -267,73 +293,6 @@ class Diagnoser:
             if all(self.reproduces(m, fewer, schedules=explained[m]) for m in first):
                 hypothesis = Hypothesis(fewer, tuple(reason for _, reason in left), hypothesis.unexplained)
         return hypothesis
-
-    def report(self, hypothesis: Hypothesis, apart: Container[str] = ()) -> list[Diagnosis]:
-        """One entry a defect, one for what nothing explains; cells get to know what explains them. Cells of mechanisms
-        that stand `apart` get to know it, and no entry is about them."""
-        red = [cell for cell in self.matrix.cells if cell.verdict is Verdict.DIVERGES]
-        for cell in red:
-            if (cell.mechanism, cell.schedule) in hypothesis.unexplained or not hypothesis.defects:
-                continue
-            if (cell.mechanism, cell.schedule) in self.matrix.logits:
-                near = {cell.mechanism} | needed(cell.mechanism)
-                shown = [d for d in hypothesis.defects if self._shows(d, cell.mechanism, cell.schedule)]
-                nearby = [d for d in shown if self.defect(d).mechanism in near]
-                cell.explained_by = nearby or self._taken(cell, shown or [*hypothesis.defects], hypothesis.defects)
-        red = [cell for cell in red if cell.mechanism not in apart]
-        unexplained = [cell for cell in red if not cell.explained_by]
-        shown = [name for name in hypothesis.defects if any(name in cell.explained_by for cell in red)]
-        entries = [self._entry(name, red, bool(unexplained), hypothesis.defects) for name in shown]
-        if unexplained:
-            first, *later = dict.fromkeys(cell.mechanism for cell in unexplained)
-            follow = f" {len(later)} later ones may only follow from it: {', '.join(later)}." if later else ""
-            sentence = (
-                f"No known defect, nor a small set of the {len(self.known)}, gives what this port gives for {first}. "
-                f"Start there.{follow}"
-            )
-            entries.append(Diagnosis([], [], sentence, red=len(unexplained)))
-        return entries
-
-    def _shows(self, name: str, mechanism: str, schedule: str) -> bool:
-        """Whether a defect can show in this cell at all."""
-        defect, family = self.defect(name), self.families[mechanism]
-        acts = [active([defect], call) for call in calls_of(family.probe, schedule, family.rows(schedule))]
-        shown = {*(defect.schedules or SCHEDULES)}
-        shown |= {"batch"} if "decode" in shown else set()  # it decodes too
-        return schedule in shown and any(acts)
-
-    def _taken(self, cell: Cell, names: list[str], whole: tuple[str, ...]) -> list[str]:
-        """Of these the ones that the cell takes; all where each can be done without."""
-        return [name for name in names if self._takes(name, cell, whole)] or names
-
-    def _takes(self, name: str, cell: Cell, whole: tuple[str, ...]) -> bool:
-        """Whether the cell is not reproduced without this defect."""
-        if cell.explained_by == [name]:
-            return True
-        fewer = tuple(other for other in whole if other != name)
-        return not self.reproduces(cell.mechanism, fewer, schedules=[cell.schedule])
-
-    def _entry(self, name: str, red: list[Cell], some_unexplained: bool, whole: tuple[str, ...]) -> Diagnosis:
-        defect = self.defect(name)
-        mine = [cell for cell in red if name in cell.explained_by and self._takes(name, cell, whole)]
-        others = [] if any(cell.explained_by == [name] for cell in mine) else self._others(name, mine)
-        start = f"In {len(mine)} of {len(red)} red cells this port" if some_unexplained else "This port"
-        together = f", together with {', '.join(others)}" if others else ""
-        return Diagnosis(
-            [name],
-            [defect.title],
-            f"{start} behaves exactly like the reference with {defect.title} ({name}){together}; "
-            f"it should read: {defect.formula}",
-            [defect.formula],
-            [] if defect.seen.startswith("plausible") else [defect.seen],
-            len(mine),
-            len(red),
-        )
-
-    def _others(self, name: str, mine: list) -> list[str]:
-        """The defects without which this one explains none of its cells: those of its smallest cell."""
-        smallest = min((cell.explained_by for cell in mine), key=len, default=[name])
-        return [other for other in smallest if other != name]
 
 
 def patched_logits(family: Family, schedule: str, defects: list[Defect], dtype: str = "float64") -> Tensor:

@@ -15,6 +15,7 @@ from ..errors import BadInput
 from ..gate import bundle, confirm, keys, loading, playing
 from ..gate.defects import Defect, catalogue
 from ..gate.diagnosis import Diagnoser
+from ..gate.explaining import explain
 from ..gate.families import Family
 from ..gate.filling import Filling, reference
 from ..gate.lives import CACHES, CHECKPOINT, LIVES, OFFERED, judge_lives, mechanism
@@ -140,7 +141,7 @@ def _judge(
         began = time.monotonic()
         diagnoser = Diagnoser(families, matrix, {name: one for name, one in catalogue_.items() if one.reference})
         hypothesis = diagnoser.diagnose()
-        report.diagnosis = diagnoser.report(hypothesis, {row.name for row in report.mechanisms if row.beyond})
+        report.diagnosis = explain(diagnoser, hypothesis, {row.name for row in report.mechanisms if row.beyond})
         report.clock["diagnosis_s"] = round(time.monotonic() - began, 2)
         follow_on(report, hypothesis)
         _look_inside(engine, families, red[0], scratch, report)
