@@ -5,6 +5,7 @@ Run: pytest tests/test_checkpoint_run.py, and with -m slow for every family and 
 
 import json
 import random
+import shlex
 import shutil
 import signal
 import subprocess
@@ -12,6 +13,7 @@ import sys
 import time
 from functools import cache
 from pathlib import Path
+from xml.etree import ElementTree
 
 import jsonschema
 import mlx.core as mx
@@ -283,6 +285,25 @@ def test_the_command_shows_and_writes(capsys, checkpoint, tmp_path):
     assert "MTP block 0" in out
     assert "KL divergence" in out
     assert "ratio 128" in out
+
+
+def test_junit_and_markdown_say_the_same(capsys, checkpoint, tmp_path):
+    paths = {name: tmp_path / name for name in ("json", "junit", "markdown")}
+    with applied([KNOWN["X055"]], "dsv4_mlx"):
+        code, _, _ = run(capsys, checkpoint("F1-float32"), *(word for n, p in paths.items() for word in (f"--{n}", p)))
+    found = json.loads(paths["json"].read_text())
+    suite = ElementTree.fromstring(paths["junit"].read_text())
+    cases = {case.get("name"): [child.tag for child in case] for case in suite.iter("testcase")}
+    assert (code, found["verdict"]) == (1, "diverges")
+    assert cases == {s["name"]: ["failure"] * (s["verdict"] == "diverges") for s in found["stages"]}
+    assert suite.get("failures") == str(sum(map(len, cases.values())))
+    summary = paths["markdown"].read_text()
+    assert summary.startswith("## ")
+    assert "diverges (exit 1)" in summary.splitlines()[0]
+    assert all(f"| {stage['name']} | {stage['kind']} |" in summary for stage in found["stages"])
+    assert "| KL divergence, mean |" in summary
+    words = shlex.split(found["reproduce"])
+    assert cli.parser().parse_args(words[1:]).folder == str(checkpoint("F1-float32"))
 
 
 def ids_file(folder, text, name="ids.json"):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import shlex
 import time
 from collections.abc import Callable
 from functools import partial
@@ -12,6 +13,7 @@ from pathlib import Path
 from ..environment import check_environment, use_one_thread
 from ..errors import BadInput
 from ..results import Verdict
+from ..streamed.results import CheckpointReport
 from . import options as shared
 from . import outputs
 from .progress import Progress
@@ -29,6 +31,7 @@ its experts, its streams, and every choice of experts and rows; the prompt in on
 the warm cache. What became of the whole text on each one's own path stands beside it and decides nothing. With --resume
 a run that was ended goes on where it was. `pytest -m full_model --checkpoint DIR` is the same as tests, one a stage.
 """
+FILES = ("json", "markdown", "junit")
 COUNT = 256
 WIDEST_ALONE = 512  # sides up to which a second thread waits more than it saves
 
@@ -53,15 +56,18 @@ def add(commands) -> None:
     parser.add_argument(
         "--resume", type=shared.named, metavar="DIR", help="keep what is done in this folder, and go on from there"
     )
+    for name, what in (("markdown", "a summary for a CI job"), ("junit", "JUnit XML, one test a stage")):
+        parser.add_argument(f"--{name}", type=shared.named, metavar="FILE", help=f"write {what}")
     parser.set_defaults(command=command, problem=problem)
 
 
 def command(options: argparse.Namespace, started: float) -> int:
     """The verdict's exit code."""
-    from ..report import checkpoint_table, document
+    from ..report import document
 
-    if options.json:
-        document.check_target(options.json, "--json")
+    for name in FILES:
+        if getattr(options, name):
+            document.check_target(getattr(options, name), f"--{name}")
     if options.dtype is not None:
         shared.one_of("--dtype", options.dtype, ["float32", "bfloat16"])
     environment = check_environment()
@@ -70,13 +76,25 @@ def command(options: argparse.Namespace, started: float) -> int:
             options.folder, options.tokens, options.count, options.dtype, options.resume, environment, progress
         )
     report.clock["total_s"] = round(time.monotonic() - started, 2)
+    return outputs.end(report.verdict.exit_code, outputs.deliver(files(report, options, show=True)))
+
+
+def files(report: CheckpointReport, options: argparse.Namespace, show: bool = False) -> list[Callable[[], None]]:
+    """What gives the report to the outside, a step each; with `show`, the terminal's view first."""
+    from ..report import checkpoint_documents, checkpoint_table, document
+
     content = json.loads(json.dumps(report.to_dict()))
-    steps: list[Callable[[], None]] = []
-    if options.json != "-":
-        steps.append(lambda: checkpoint_table.show(content, outputs.Terminal()))
-    if options.json:
-        steps.append(partial(document.write, report, options.json))
-    return outputs.end(report.verdict.exit_code, outputs.deliver(steps))
+    renderings = {
+        "json": document.text_of,
+        "markdown": checkpoint_documents.markdown,
+        "junit": checkpoint_documents.junit,
+    }
+    write = lambda name: document.write_text(renderings[name](content), getattr(options, name))  # noqa: E731
+    asked = [name for name in FILES if getattr(options, name, None)]
+    steps = [partial(write, name) for name in asked]
+    if show and "-" not in [getattr(options, name) for name in asked]:
+        steps.insert(0, lambda: checkpoint_table.show(content, outputs.Terminal()))
+    return steps
 
 
 def judged(
@@ -103,13 +121,13 @@ def judged(
         raise BadInput("--tokens gives a single token; give 2 at least: one call, and one on a warm cache.")
     if source.config.hidden_size <= WIDEST_ALONE:
         use_one_thread()
-    return judge_checkpoint(source, ids, dtype, Path(resume) if resume else None, environment, progress)
+    again = ["parity", "checkpoint", folder, "--count", str(count)]
+    again += [word for name, value in (("--tokens", tokens), ("--dtype", dtype)) if value for word in (name, value)]
+    return judge_checkpoint(
+        source, ids, dtype, Path(resume) if resume else None, environment, shlex.join(again), progress
+    )
 
 
 def problem(options: argparse.Namespace, verdict: Verdict, sentence: str) -> list[Callable[[], None]]:
     """What writes the document of a run that could not start."""
-    from ..report import document
-    from ..streamed.results import CheckpointReport
-
-    report = CheckpointReport(options.folder, verdict, sentence)
-    return [partial(document.write, report, options.json)] if options.json else []
+    return files(CheckpointReport(options.folder, verdict, sentence), options)

@@ -28,10 +28,11 @@ def judge_checkpoint(
     dtype: str | None = None,
     resume: Path | None = None,
     environment: dict | None = None,
+    again: str = "",
     progress: Progress = lambda text: None,
 ) -> CheckpointReport:
     """Judge dsv4_mlx on token ids [S] in this type, by default the config's. What is done is kept in the folder
-    `resume`, and a run that was ended goes on there. Raises BadInput."""
+    `resume`, and a run that was ended goes on there; `again` is the command that judges so. Raises BadInput."""
     dtype = dtype or ("float32" if source.raw.get("torch_dtype") == "float32" else "bfloat16")
     stages = Stages(source, ids, dtype)
     facts = {
@@ -43,6 +44,7 @@ def judge_checkpoint(
         "dtype": dtype,
     }
     report = CheckpointReport(str(source.folder), Verdict.INCONCLUSIVE, "", facts, environment or {})
+    report.reproduce = again
     state = State(resume, facts | {"checkpoint": str(source.folder), "ids": tensor_hash(ids)}) if resume else None
     started, ahead = time.monotonic(), Ahead()
     try:

@@ -52,17 +52,9 @@ def stages_table(stages: list[dict]) -> Table:
         table.add_column(heading, justify="right")
     table.add_column("verdict", no_wrap=True)
     for stage in stages:
-        agreement = min((choice["agreement"] for choice in stage["choices"]), default=None)
-        table.add_row(
-            escape(stage["name"]),
-            escape(stage["kind"]),
-            f"{stage['bytes'] / 1e6:.1f}",
-            _number(stage["ratio"], "{:.2f}"),
-            "-" if agreement is None else f"{agreement:.1%}",
-            str(sum(choice["ties"] for choice in stage["choices"])) if stage["choices"] else "-",
-            *(_relative(stage[path]) for path in ("isolated", "accumulated", "accumulated_baseline")),
-            f"[{COLOURS.get(stage['verdict'], 'yellow')}]{stage['verdict']}[/]",
-        )
+        colour = COLOURS.get(stage["verdict"], "yellow")
+        *row, verdict = map(escape, cells(stage))
+        table.add_row(*row, f"[{colour}]{verdict}[/]")
     return table
 
 
@@ -71,12 +63,32 @@ def text_table(document: dict) -> Table:
     table = Table(title="Next tokens over the text, against the exact reference", title_justify="left")
     for heading in ("", "dsv4_mlx", f"the reference in {document['facts']['dtype']}"):
         table.add_column(heading, justify="left" if not heading else "right")
-    both = document["text"], document["text_baseline"]
-    for key, title, form in TEXT:
-        table.add_row(title, *(_number(one[key], form) for one in both))
-    table.add_row("perplexity", *(_number(one["perplexity_got"], "{:.3f}") for one in both))
-    table.add_row("perplexity, exact", *(_number(one["perplexity_truth"], "{:.3f}") for one in both))
+    for row in text_rows(document):
+        table.add_row(*row)
     return table
+
+
+def cells(stage: dict) -> list[str]:
+    """A stage's row: name, kind, what stands under HEADINGS, verdict."""
+    agreement = min((choice["agreement"] for choice in stage["choices"]), default=None)
+    return [
+        stage["name"],
+        stage["kind"],
+        f"{stage['bytes'] / 1e6:.1f}",
+        _number(stage["ratio"], "{:.2f}"),
+        "-" if agreement is None else f"{agreement:.1%}",
+        str(sum(choice["ties"] for choice in stage["choices"])) if stage["choices"] else "-",
+        *(_relative(stage[path]) for path in ("isolated", "accumulated", "accumulated_baseline")),
+        stage["verdict"],
+    ]
+
+
+def text_rows(document: dict) -> list[list[str]]:
+    """What was measured, of dsv4_mlx, of the reference in the run's type."""
+    both = document["text"], document["text_baseline"]
+    rows = [[title, *(_number(one[key], form) for one in both)] for key, title, form in TEXT]
+    rows.append(["perplexity", *(_number(one["perplexity_got"], "{:.3f}") for one in both)])
+    return [*rows, ["perplexity, exact", *(_number(one["perplexity_truth"], "{:.3f}") for one in both)]]
 
 
 def _relative(distance: dict | None) -> str:

@@ -1,0 +1,70 @@
+"""A run over a checkpoint for machines that read no JSON of ours: JUnit, one test case a stage, and Markdown."""
+
+from __future__ import annotations
+
+from xml.etree import ElementTree
+from xml.etree.ElementTree import Element, SubElement
+
+from . import view
+from .checkpoint_table import HEADINGS, cells, text_rows
+from .markdown import fenced, listed, text
+
+CHILDREN = {"diverges": "failure", "crashed": "error"}
+
+
+def junit(document: dict) -> str:
+    """The document as JUnit XML. Where no stage tells why the verdict is not parity, one more case does."""
+    document = view.cleaned(document)
+    suite = Element("testsuite", name=f"parity checkpoint {document['checkpoint']}")
+    for stage in document["stages"]:
+        case = SubElement(suite, "testcase", classname="parity.checkpoint", name=stage["name"])
+        child = CHILDREN.get(stage["verdict"])
+        if child:
+            SubElement(case, child, message=stage["sentence"], type=stage["verdict"]).text = _details(document, stage)
+    if document["verdict"] != "parity" and not any(len(case) for case in suite):
+        case = SubElement(suite, "testcase", classname="parity", name="verdict")
+        SubElement(case, "error", message=document["sentence"], type=document["verdict"])
+    totals = {
+        "tests": str(len(suite)),
+        "failures": str(len(suite.findall("testcase/failure"))),
+        "errors": str(len(suite.findall("testcase/error"))),
+        "skipped": "0",
+        "time": f"{document['clock'].get('total_s', 0):.3f}",
+    }
+    suite.attrib.update(totals)
+    suites = Element("testsuites", {"name": suite.attrib["name"]} | totals)
+    suites.append(suite)
+    ElementTree.indent(suites)
+    return ElementTree.tostring(suites, encoding="unicode") + "\n"
+
+
+def markdown(document: dict) -> str:
+    """Verdict, a row a stage, the text, as GitHub's Markdown."""
+    document = view.cleaned(document)
+    blocks = [
+        f"## {text(document['checkpoint'])}: {text(document['verdict'])} (exit {document['exit_code']})",
+        text(document["sentence"]),
+    ]
+    if document["stages"]:
+        heads = ["stage", "kind", *(heading.replace("\n", " ") for heading in HEADINGS), "verdict"]
+        sides = [":---", ":---", *["---:"] * len(HEADINGS), ":---"]
+        blocks.append(
+            "\n".join(map(_row, [heads, sides, *([*map(text, cells(stage))] for stage in document["stages"])]))
+        )
+    if document["text"]:
+        heads = ["next tokens", "dsv4_mlx", f"the reference in {document['facts']['dtype']}"]
+        rows = [[*map(text, row)] for row in text_rows(document)]
+        blocks.append("\n".join(map(_row, [heads, [":---", "---:", "---:"], *rows])))
+    blocks += listed("Notes", [text(note) for note in document["notes"]])
+    if document["reproduce"]:
+        blocks += ["**Again**", fenced(document["reproduce"])]
+    return "\n\n".join(blocks) + "\n"
+
+
+def _details(document: dict, stage: dict) -> str:
+    again = [f"again: {document['reproduce']}"] if document["reproduce"] else []
+    return "\n".join([f"{stage['name']} ({stage['kind']}): {stage['sentence']}", *again])
+
+
+def _row(values: list[str]) -> str:
+    return f"| {' | '.join(values)} |"
