@@ -31,7 +31,7 @@ from parity.gate.defects.patching import applied
 from parity.jobs.checkpoint import judge_checkpoint
 from parity.jobs.fixture import VARIANTS, write_fixture
 from parity.judging.sides import from_mlx
-from parity.report import document
+from parity.report import document, markdown
 from parity.streamed import reference
 from parity.streamed.results import SCHEMA
 from parity.streamed.source import Source
@@ -300,7 +300,7 @@ def test_junit_and_markdown_say_the_same(capsys, checkpoint, tmp_path):
     summary = paths["markdown"].read_text()
     assert summary.startswith("## ")
     assert "diverges (exit 1)" in summary.splitlines()[0]
-    assert all(f"| {stage['name']} | {stage['kind']} |" in summary for stage in found["stages"])
+    assert all(f"| {stage['name']} | {markdown.text(stage['kind'])} |" in summary for stage in found["stages"])
     assert "| KL divergence, mean |" in summary
     words = shlex.split(found["reproduce"])
     assert cli.parser().parse_args(words[1:]).folder == str(checkpoint("F1-float32"))
