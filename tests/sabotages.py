@@ -356,6 +356,20 @@ SABOTAGES = [
         "found = other",
         "tests/test_gate.py -k simulates_the_published_roundings",
     ),
+    Sabotage(
+        "no stage of a checkpoint is red",
+        "parity/streamed/stages.py",
+        "if not judged.ratio <= 1:",
+        "if False:",
+        "tests/test_checkpoint_run.py -k red_at_its_first_stage",
+    ),
+    Sabotage(
+        "a block is judged on what the candidate's last one gave",
+        "parity/streamed/stages.py",
+        'alone = block.observed(given["input"], ids, calls, paths, embed)',
+        'alone = block.observed(given.get("candidate", given["input"]), ids, calls, paths, embed)',
+        "tests/test_checkpoint_run.py -k judged_alone",
+    ),
 ]
 
 
