@@ -1,6 +1,5 @@
 """A checkpoint's blocks one at a time, for whoever cannot hold the model."""
 
-from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
@@ -20,22 +19,29 @@ from .quantization import Embedding, Linear, pack
 from .safetensors_folder import Tensors, args_of, read_config
 
 
-class Ends(nn.Module):
-    """What stands before the first block and after the last one; names are the checkpoint's."""
+class First(nn.Module):
+    """What stands before the first block; names are the checkpoint's."""
 
     def __init__(self, args: ModelArgs):
         super().__init__()
         self.count = args.hc_mult
         self.embed = Embedding(args)
+
+    def __call__(self, ids: mx.array) -> mx.array:
+        """Token ids [B, S] -> the streams before the first block [B, S, n, D]."""
+        return mx.repeat(self.embed(ids)[:, :, None], self.count, axis=2)
+
+
+class Last(nn.Module):
+    """What stands after the last block; names are the checkpoint's."""
+
+    def __init__(self, args: ModelArgs):
+        super().__init__()
         self.hc_head = HyperHead(args)
         self.norm = RMSNorm(args.hidden_size, args.rms_norm_eps)
         self.head = Linear(args.hidden_size, args.vocab_size, args)
 
-    def streams(self, ids: mx.array) -> mx.array:
-        """Token ids [B, S] -> the streams before the first block [B, S, n, D]."""
-        return mx.repeat(self.embed(ids)[:, :, None], self.count, axis=2)
-
-    def logits(self, streams: mx.array) -> mx.array:
+    def __call__(self, streams: mx.array) -> mx.array:
         """Final streams [B, S, n, D] -> float32 logits of every position [B, S, V]."""
         return self.head(norm.wide(self.norm(self.hc_head(streams))))
 
@@ -62,14 +68,19 @@ class Parts:
             return self._filled(Block(self.args, index), f"layers.{index}.")
         return self._filled(MTPBlock(self.args, depth), f"mtp.{depth}.")
 
-    def ends(self) -> Ends:
-        """Embedding and head."""
-        ends = self._filled(Ends(self.args), "", lambda name: not name.startswith(("layers.", "mtp.")))
-        ends.embed.type = self.dtype
-        return ends
+    def first(self) -> First:
+        """The embedding."""
+        first = self._filled(First(self.args), "", ("embed.",))
+        first.embed.type = self.dtype
+        return first
 
-    def _filled(self, module: nn.Module, prefix: str, wanted: Callable[[str], bool] = lambda name: True) -> nn.Module:
-        places = {n: at for n, at in self.reading.places.items() if n.startswith(prefix) and wanted(n)}
+    def last(self) -> Last:
+        """The streams' last mixing, norm and head."""
+        return self._filled(Last(self.args), "", ("hc_head_", "norm.", "head."))
+
+    def _filled(self, module: nn.Module, prefix: str, names: tuple[str, ...] = ("",)) -> nn.Module:
+        wanted = tuple(prefix + name for name in names)
+        places = {name: at for name, at in self.reading.places.items() if name.startswith(wanted)}
         found, packed, stored = parameters_of(replace(self.reading, places=places), self.tensors, self.args)
         for path, one in module.named_modules():
             if hasattr(one, "stored"):
@@ -80,9 +91,7 @@ class Parts:
         try:  # MLX reads late, as soon as a value is looked at
             mx.eval(module.parameters())
         except RuntimeError as error:
-            raise UsageError(
-                f"The tensors of {prefix or 'embedding and head'} cannot be read ({reason(error)})."
-            ) from error
+            raise UsageError(f"The tensors of {wanted[0]} cannot be read ({reason(error)}).") from error
         refuse_damage(module)
         self.tensors.forget()
         return module

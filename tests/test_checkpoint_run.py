@@ -133,12 +133,12 @@ def test_the_parts_are_the_model(checkpoint, variant):
     """dsv4_mlx block by block gives the very logits of the whole model."""
     model, parts = dsv4_mlx.load(checkpoint(variant)), Parts(checkpoint(variant))
     ids = mx.array(ids_of(Source(checkpoint(variant))).numpy())[None]
-    streams = parts.ends().streams(ids)
+    streams = parts.first()(ids)
     for index in range(parts.args.num_hidden_layers):
         block = parts.block(index)
         state = LayerCache(block.attn.window, block.attn.ratio)
         streams = block(streams, ids, state.call(1, ids.shape[1]), state)
-    assert mx.array_equal(parts.ends().logits(streams), model(ids)).item()
+    assert mx.array_equal(parts.last()(streams), model(ids)).item()
     assert torch.equal(from_mlx(streams), from_mlx(model.streams(ids)))
 
 

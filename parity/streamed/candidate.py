@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -39,19 +40,21 @@ class Candidate:
 
     def embedded(self, ids: Tensor) -> Tensor:
         """ids [B, S] -> the streams before the first block [B, S, n, D]. Raises CandidateRaised."""
-        return raising(lambda: from_mlx(self._ends().streams(mx.array(ids.numpy()))))
+        first = self._part(self.parts.first)
+        return raising(lambda: from_mlx(first(mx.array(ids.numpy()))))
 
     def embedding(self):
         """What an MTP block takes for the embedding of its ids."""
-        return self._ends().embed
+        return self._part(self.parts.first).embed
 
     def logits(self, streams: Tensor) -> Tensor:
         """Streams [B, S, n, D] -> [B, S, V]. Raises CandidateRaised."""
-        return raising(lambda: from_mlx(self._ends().logits(as_mlx(streams, self.dtype))))
+        last = self._part(self.parts.last)
+        return raising(lambda: from_mlx(last(as_mlx(streams, self.dtype))))
 
-    def _ends(self):
+    def _part(self, load: Callable):
         with refused():
-            return self.parts.ends()
+            return load()
 
 
 def as_mlx(x: Tensor, dtype: mx.Dtype) -> mx.array:
