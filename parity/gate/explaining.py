@@ -27,6 +27,7 @@ def explain(diagnoser: Diagnoser, hypothesis: Hypothesis, apart: Container[str] 
     unexplained = [cell for cell in red if not cell.explained_by]
     shown = [name for name in hypothesis.defects if any(name in cell.explained_by for cell in red)]
     entries = [_entry(diagnoser, name, red, bool(unexplained), hypothesis.defects) for name in shown]
+    entries = [entry for entry in entries if entry.explained]  # what no red cell takes, shows beyond only
     if unexplained:
         first, *later = dict.fromkeys(cell.mechanism for cell in unexplained)
         follow = f" {len(later)} later ones may only follow from it: {', '.join(later)}." if later else ""
