@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from xml.etree import ElementTree
 from xml.etree.ElementTree import Element, SubElement
 
 from . import view
 from .checkpoint_table import HEADINGS, cells, text_rows
+from .junit import closed
 from .markdown import fenced, listed, text
 
 CHILDREN = {"diverges": "failure", "crashed": "error"}
@@ -24,18 +24,7 @@ def junit(document: dict) -> str:
     if document["verdict"] != "parity" and not any(len(case) for case in suite):
         case = SubElement(suite, "testcase", classname="parity", name="verdict")
         SubElement(case, "error", message=document["sentence"], type=document["verdict"])
-    totals = {
-        "tests": str(len(suite)),
-        "failures": str(len(suite.findall("testcase/failure"))),
-        "errors": str(len(suite.findall("testcase/error"))),
-        "skipped": "0",
-        "time": f"{document['clock'].get('total_s', 0):.3f}",
-    }
-    suite.attrib.update(totals)
-    suites = Element("testsuites", {"name": suite.attrib["name"]} | totals)
-    suites.append(suite)
-    ElementTree.indent(suites)
-    return ElementTree.tostring(suites, encoding="unicode") + "\n"
+    return closed(suite, document["clock"].get("total_s", 0))
 
 
 def markdown(document: dict) -> str:

@@ -17,8 +17,8 @@ def xml(document: dict) -> str:
     Where no cell tells why the verdict is not parity, one more case named `verdict` does.
     """
     document = view.cleaned(document)
-    name = f"parity gate {document['candidate']['name']}"
-    suite, beyond = Element("testsuite", name=name), view.beyond(document)
+    suite = Element("testsuite", name=f"parity gate {document['candidate']['name']}")
+    beyond = view.beyond(document)
     for cell in document["cells"]:
         child = (
             "skipped" if cell["mechanism"] in beyond and cell["verdict"] in CHILDREN else CHILDREN.get(cell["verdict"])
@@ -34,15 +34,20 @@ def xml(document: dict) -> str:
     if document["verdict"] != "parity" and not suite.findall("testcase/failure") + suite.findall("testcase/error"):
         case = SubElement(suite, "testcase", classname="parity", name="verdict")
         SubElement(case, "error", message=document["sentence"], type=document["verdict"])
+    return closed(suite, dict(view.clock(document)).get("total", 0))
+
+
+def closed(suite: Element, seconds: float) -> str:
+    """A suite with its totals, as a whole document."""
     totals = {
         "tests": str(len(suite)),
         "failures": str(len(suite.findall("testcase/failure"))),
         "errors": str(len(suite.findall("testcase/error"))),
         "skipped": str(len(suite.findall("testcase/skipped"))),
-        "time": f"{dict(view.clock(document)).get('total', 0):.3f}",
+        "time": f"{seconds:.3f}",
     }
     suite.attrib.update(totals)
-    suites = Element("testsuites", {"name": name} | totals)
+    suites = Element("testsuites", {"name": suite.attrib["name"]} | totals)
     suites.append(suite)
     ElementTree.indent(suites)
     return ElementTree.tostring(suites, encoding="unicode", xml_declaration=False) + "\n"
