@@ -12,6 +12,7 @@ from types import SimpleNamespace
 import pytest
 import torch
 
+from parity.gate.conditions import named
 from parity.gate.defects import Edit, catalogue
 from parity.gate.defects.patching import compatible
 from parity.gate.diagnosis import Diagnoser, Hypothesis
@@ -42,7 +43,7 @@ def diagnosed(defects, mechanisms, scratch, seed=0, unknown=()):
     hypothesis = diagnoser.diagnose()
     said = explain(diagnoser, hypothesis)
     red = [cell for cell in diagnoser.matrix.cells if cell.verdict is not Verdict.PARITY]
-    return SimpleNamespace(named={*hypothesis.defects}, said=said, red=red, hypothesis=hypothesis)
+    return SimpleNamespace(named={*hypothesis.defects}, said=said, red=red, hypothesis=hypothesis, diagnoser=diagnoser)
 
 
 def of_ids(*ids):
@@ -170,6 +171,21 @@ def test_a_defect_less_is_another_diagnosis(tmp_path):
 
 
 # --- what nobody knows -----------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    "ids", [("D028-dropped@one", "D010"), pytest.param(("D028-value", "D033"), marks=pytest.mark.slow)]
+)
+def test_cells_that_need_a_defect_are_counted_as_if_each_had_been_run(tmp_path, ids):
+    found = diagnosed(
+        [named(KNOWN, name) for name in ids], upto(*(named(KNOWN, name).mechanism for name in ids)), tmp_path
+    )
+    assert found.named == {*ids}
+    for name in ids:
+        without = [other for other in ids if other != name]
+        held = lambda cell, left=without: found.diagnoser.reproduces(cell.mechanism, left, schedules=[cell.schedule])  # noqa: E731
+        (entry,) = (one for one in found.said if one.defects == [name])
+        assert entry.explained == sum(not held(cell) for cell in found.red)
 
 
 def invented(file, old, new):

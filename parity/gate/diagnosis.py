@@ -119,6 +119,16 @@ class Diagnoser:
         clear = self._clear(mechanism, defects) if self._partly_alike(mechanism, schedule, run) else None
         return clear is not None and self._alike(mechanism, schedule, run, clear)
 
+    def nearly_reproduces(self, mechanism: str, schedule: str, fewer: tuple[str, ...], whole: tuple[str, ...]) -> bool:
+        """Whether these defects reproduce what the `whole` set of them does. Where the whole does so in float64, runs
+        in another type, and of choices that are unclear, are only made where a part of the tokens agrees already."""
+        if self.reproduces(mechanism, fewer, False, [schedule]):
+            return True
+        run = self._run(mechanism, schedule, frozenset(fewer), "float64") if fewer else None
+        if run is None or not self.reproduces(mechanism, whole, False, [schedule]):
+            return self.reproduces(mechanism, fewer, True, [schedule])
+        return self._partly_alike(mechanism, schedule, run) and self.reproduces(mechanism, fewer, True, [schedule])
+
     def _alike(self, mechanism: str, schedule: str, run: Tensor, clear: Tensor | None = None) -> bool:
         """Whether a patched reference gave what the candidate gave, tokens without finite logits included."""
         family, given = self.families[mechanism], self.matrix.logits[mechanism, schedule]
@@ -166,7 +176,8 @@ class Diagnoser:
     def _run(self, mechanism: str, schedule: str, defects: frozenset[str], dtype: str) -> Tensor | None:
         """Logits of the patched reference; None where the patches exclude each other or it fails."""
         patches = [self.defect(name) for name in defects]
-        key = mechanism, schedule, self._at_work(mechanism, schedule, patches), dtype
+        built = frozenset(one.id for one in patches if not one.condition)
+        key = mechanism, schedule, built, self.at_work(mechanism, schedule, defects), dtype
         if key not in self.patched:
             try:
                 self.patched[key] = patched_logits(self.families[mechanism], schedule, patches, dtype)
@@ -174,11 +185,11 @@ class Diagnoser:
                 self.patched[key] = None
         return self.patched[key]
 
-    def _at_work(self, mechanism: str, schedule: str, patches: list[Defect]) -> tuple:
-        """What a run depends on: what is patched when the model is built, and what in each call."""
+    def at_work(self, mechanism: str, schedule: str, defects: Iterable[str]) -> tuple[frozenset[str], ...]:
+        """Which of these defects act in each call, whatever their conditions are called."""
         calls = calls_of(self.families[mechanism].probe, schedule, self.families[mechanism].rows(schedule))
-        built = frozenset(one.id for one in patches if not one.condition)
-        return built, tuple(frozenset(one.id.partition("@")[0] for one in active(patches, call)) for call in calls)
+        patches = [self.defect(name) for name in defects]
+        return tuple(frozenset(one.id.partition("@")[0] for one in active(patches, call)) for call in calls)
 
     def diagnose(self) -> Hypothesis:
         """The smallest set of defects that explains most of what was seen."""

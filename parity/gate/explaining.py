@@ -57,8 +57,28 @@ def _takes(diagnoser: Diagnoser, name: str, cell: Cell, whole: tuple[str, ...]) 
     """Whether the cell is not reproduced without this defect."""
     if cell.explained_by == [name]:
         return True
-    fewer = tuple(other for other in whole if other != name)
-    return not diagnoser.reproduces(cell.mechanism, fewer, schedules=[cell.schedule])
+    fewer, like = tuple(other for other in whole if other != name), _like(diagnoser, cell, whole)
+    needed_in = lambda schedule: not diagnoser.nearly_reproduces(cell.mechanism, schedule, fewer, whole)  # noqa: E731
+    defect = diagnoser.defect(name)
+    if needed_in(like) or not (defect.condition or defect.schedules):  # what shows everywhere or nowhere
+        return needed_in(like)
+    return needed_in(cell.schedule)
+
+
+def _like(diagnoser: Diagnoser, cell: Cell, whole: tuple[str, ...]) -> str:
+    """The cheapest schedule to run of those in which the very defects show that show in this cell, and give there what
+    the candidate gave: what it needs, this cell needs."""
+
+    def showing(schedule: str) -> tuple:
+        shown = frozenset(name for name in whole if _shows(diagnoser, name, cell.mechanism, schedule))
+        return shown, frozenset(diagnoser.at_work(cell.mechanism, schedule, whole))
+
+    for schedule in SCHEDULES[: SCHEDULES.index(cell.schedule)]:
+        given = (cell.mechanism, schedule) in diagnoser.matrix.logits
+        alike = given and showing(schedule) == showing(cell.schedule)
+        if alike and diagnoser.reproduces(cell.mechanism, whole, schedules=[schedule]):
+            return schedule
+    return cell.schedule
 
 
 def _entry(
