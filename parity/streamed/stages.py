@@ -82,6 +82,7 @@ class Stages:
         if depth >= 0:  # reads each token's streams beside the embedding of the next
             ids, given = self.ids[:, 1:], {path: streams[:, :-1] for path, streams in self.streams.items()}
             embed, embedded = self.candidate.embedding(), reference.embedded(self.source, ids[0])[None]
+        memory.give_back()
         calls = (ids.shape[1] - self.decoded, *[1] * self.decoded)
         try:
             block = self.candidate.block(index)
@@ -127,7 +128,9 @@ class Stages:
         runs = [(heads[self.wide], given.to(self.wide), None), (heads[self.dtype], given, None)]
         runs += [(heads[self.wide], self.streams["exact"], None)]
         runs += [(heads[self.dtype], given, OtherBlocks(i, s)) for i, s in enumerate(oracle.NULLS[self.name])]
+        memory.give_back()
         exact, baseline, truth, *nulls = reference.logits(self.source, runs)
+        memory.give_back()
         try:
             found = self.candidate.logits([given, *(x for name, x in self.streams.items() if name == "candidate")])
         except oracle.CandidateRaised as raised:
