@@ -47,10 +47,10 @@ class Candidate:
         """What an MTP block takes for the embedding of its ids."""
         return self._part(self.parts.first).embed
 
-    def logits(self, streams: Tensor) -> Tensor:
-        """Streams [B, S, n, D] -> [B, S, V]. Raises CandidateRaised."""
+    def logits(self, streams: list[Tensor]) -> list[Tensor]:
+        """Of each streams [B, S, n, D], logits [B, S, V]. Raises CandidateRaised."""
         last = self._part(self.parts.last)
-        return raising(lambda: from_mlx(last(as_mlx(streams, self.dtype))))
+        return raising(lambda: [from_mlx(last(as_mlx(x, self.dtype))) for x in streams])
 
     def _part(self, load: Callable):
         with refused():

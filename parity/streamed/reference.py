@@ -20,7 +20,7 @@ from reference_torch.mtp import MTPBlock
 from reference_torch.norm import RMSNorm, wide
 
 from ..judging import oracle
-from ..judging.rounding import OtherRounding
+from ..judging.rounding import OtherBlocks
 from ..judging.taps import recording
 from .source import Source
 from .together import Run, run_together
@@ -44,6 +44,7 @@ class StreamedBlock:
         self.prefix = prefix_of(source.config, index)
         self.names = [name for name in source.names(self.prefix) if ".ffn.experts." not in name]
         self.filled: dict[torch.dtype, Block] = {}
+        self.memory: dict[tuple[torch.dtype | None, str], Tensor] = {}
 
     def copy(self, dtype: torch.dtype) -> Block:
         """A block with parameters in `dtype`, which it shares with the others of this type."""
@@ -63,10 +64,14 @@ class StreamedBlock:
         return block
 
     def expert(self, index: int) -> Callable[[torch.dtype], Expert]:
-        """A routed expert, decoded once, in whatever types it is asked for."""
+        """A routed expert, decoded once, in whatever types it is asked for: rounded to the type, and kept wide, as
+        each product wants it. Its memory becomes the next expert's."""
         config, reading = self.source.config, self.source.reading
-        names = {leaf: f"{self.prefix}ffn.experts.{index}.{leaf}.weight" for leaf in ("w1", "w2", "w3")}
-        decoded = {leaf: parameter(reading, name, self.source, torch.float32) for leaf, name in names.items()}
+        decoded = {}
+        for leaf in ("w1", "w2", "w3"):
+            name = f"{self.prefix}ffn.experts.{index}.{leaf}.weight"
+            memory = self._memory(None, leaf, reading.slots[name].shape, torch.float32)
+            decoded[leaf] = parameter(reading, name, self.source, torch.float32, out=memory)
         made: dict[torch.dtype, Expert] = {}
 
         def given(dtype: torch.dtype) -> Expert:
@@ -74,10 +79,22 @@ class StreamedBlock:
                 with torch.device("meta"):
                     made[dtype] = Expert(config, self.options, config.swiglu_limit)
                 for leaf, value in decoded.items():
-                    getattr(made[dtype], leaf).weight = nn.Parameter(value.to(dtype), requires_grad=False)
+                    getattr(made[dtype], leaf).weight = nn.Parameter(self._in(dtype, leaf, value), requires_grad=False)
             return made[dtype]
 
         return given
+
+    def _in(self, dtype: torch.dtype, leaf: str, value: Tensor) -> Tensor:
+        """A decoded matrix rounded to a type."""
+        if dtype == value.dtype:
+            return value
+        rounded = self._memory(dtype, leaf, value.shape, torch.promote_types(dtype, torch.float32))
+        return rounded.copy_(value.to(dtype))
+
+    def _memory(self, use: torch.dtype | None, leaf: str, shape: tuple[int, ...], dtype: torch.dtype) -> Tensor:
+        if (use, leaf) not in self.memory:
+            self.memory[use, leaf] = torch.empty(shape, dtype=dtype)
+        return self.memory[use, leaf]
 
 
 @dataclass(frozen=True)
@@ -100,7 +117,7 @@ def observations(
     for one in asked:
         side = _Side(streamed.copy(one.dtype))
         given = () if embedded is None else (embedded.to(one.dtype),)
-        rounding = nullcontext() if one.seed is None else OtherRounding(one.seed, one.sequential)
+        rounding = nullcontext() if one.seed is None else OtherBlocks(one.seed, one.sequential)
         compute = partial(oracle.observe, side, partial(_taps, side.model, one, ids, given), paths, one.replay)
         runs.append(Run(side.model, compute, rounding, one.dtype))
     return run_together(runs, streamed.expert)
@@ -153,7 +170,7 @@ class Head:
 
 
 @torch.no_grad()
-def logits(source: Source, runs: list[tuple[Head, Tensor, OtherRounding | None]]) -> list[Tensor]:
+def logits(source: Source, runs: list[tuple[Head, Tensor, OtherBlocks | None]]) -> list[Tensor]:
     """Of each run, a head, streams [B, S, n, D] in its type, and another rounding or None, the logits [B, S, V], wide.
 
     The output head is decoded once for all of them, a part of the vocabulary at a time.

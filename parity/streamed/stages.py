@@ -14,10 +14,10 @@ from torch import Tensor
 from reference_torch import Config
 
 from ..judging import oracle
-from ..judging.rounding import OtherRounding
+from ..judging.rounding import OtherBlocks
 from ..judging.tolerance import Measurement, measure, tap_of
 from ..results import Verdict
-from . import reference
+from . import memory, reference
 from .candidate import Candidate
 from .measure import Agreement, agreement, distance
 from .reference import Asked, Head, StreamedBlock
@@ -82,6 +82,7 @@ class Stages:
         if depth >= 0:  # reads each token's streams beside the embedding of the next
             ids, given = self.ids[:, 1:], {path: streams[:, :-1] for path, streams in self.streams.items()}
             embed, embedded = self.candidate.embedding(), reference.embedded(self.source, ids[0])[None]
+        memory.give_back()
         calls = (ids.shape[1] - self.decoded, *[1] * self.decoded)
         try:
             block = self.candidate.block(index)
@@ -91,6 +92,7 @@ class Stages:
             alone = own = None
             stage.verdict, stage.sentence = Verdict.CRASHED, f"raises {raised}"
         block = None  # the candidate's weights go before the reference's come
+        memory.give_back()
         streamed = StreamedBlock(self.source, index)
         replay = oracle.replayable(alone, paths) if alone else {}
         nulls = [
@@ -125,14 +127,16 @@ class Stages:
         given = self.streams["input"]
         runs = [(heads[self.wide], given.to(self.wide), None), (heads[self.dtype], given, None)]
         runs += [(heads[self.wide], self.streams["exact"], None)]
-        runs += [(heads[self.dtype], given, OtherRounding(i, s)) for i, s in enumerate(oracle.NULLS[self.name])]
+        runs += [(heads[self.dtype], given, OtherBlocks(i, s)) for i, s in enumerate(oracle.NULLS[self.name])]
+        memory.give_back()
         exact, baseline, truth, *nulls = reference.logits(self.source, runs)
+        memory.give_back()
         try:
-            got = self.candidate.logits(given)
-            own = self.candidate.logits(self.streams["candidate"]) if "candidate" in self.streams else None
+            found = self.candidate.logits([given, *(x for name, x in self.streams.items() if name == "candidate")])
         except oracle.CandidateRaised as raised:
             stage.verdict, stage.sentence = Verdict.CRASHED, f"raises {raised}"
             return stage
+        got, own = found[0], found[1] if len(found) > 1 else None
         if got.shape != exact.shape:
             return _diverges(stage, f"'logits' has shape {tuple(got.shape)} where {tuple(exact.shape)} was asked for")
         _judged(stage, self._measured({"logits": (exact, baseline, nulls, got)}))
