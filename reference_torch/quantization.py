@@ -48,9 +48,14 @@ def decode_fp4(packed: Tensor, scale: Tensor, group: int = 32, out: Tensor | Non
     value = torch.empty(len(packed), 2 * packed.shape[-1]) if out is None else out
     index = packed.view(torch.uint8).flatten().int()
     torch.index_select(pairs.view(torch.float64)[:, 0], 0, index, out=value.view(torch.float64).flatten())
+    return _scaled(value, decode_scale(scale), group)
+
+
+def _scaled(value: Tensor, scale: Tensor, group: int) -> Tensor:
+    """Rows [out, in] times the scale of each group of columns, in place; the last group may be a part."""
     if value.shape[-1] % group:
-        return value.mul_(decode_scale(scale).repeat_interleave(group, -1)[:, : value.shape[-1]])
-    value.unflatten(-1, (-1, group)).mul_(decode_scale(scale)[..., None])
+        return value.mul_(scale.repeat_interleave(group, -1)[:, : value.shape[-1]])
+    value.unflatten(-1, (-1, group)).mul_(scale[..., None])
     return value
 
 

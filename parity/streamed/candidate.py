@@ -57,6 +57,19 @@ class Candidate:
             return load()
 
 
+class Rows:
+    """Given rows of an embedding [1, S, D] for ids [1, S], in the run's type."""
+
+    def __init__(self, ids: Tensor, rows: Tensor, dtype: torch.dtype):
+        self.ids, first = ids[0].unique(return_inverse=True)
+        place = torch.zeros_like(self.ids).scatter(0, first, torch.arange(len(first)))
+        self.ids, self.rows = mx.array(self.ids.numpy()), as_mlx(rows[0, place], MLX[dtype])
+
+    def __call__(self, ids: mx.array) -> mx.array:
+        """The rows of ids [B, S] that are among the given ones."""
+        return self.rows[mx.argmax(ids[..., None] == self.ids, axis=-1)]
+
+
 def as_mlx(x: Tensor, dtype: mx.Dtype) -> mx.array:
     """Activations in the run's type."""
     return mx.array(x.float().numpy()).astype(dtype)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Hashable
 from contextlib import nullcontext
 from dataclasses import dataclass, field
 from functools import partial
@@ -22,7 +22,7 @@ from reference_torch.norm import RMSNorm, wide
 from ..judging import oracle
 from ..judging.rounding import OtherBlocks
 from ..judging.taps import recording
-from .source import Source
+from .source import Cached, Source
 from .together import Run, run_together
 
 # What of a block is judged besides its streams, by the module's path.
@@ -113,14 +113,18 @@ def observations(
     streamed: StreamedBlock, asked: list[Asked], ids: Tensor, paths: dict[str, str], embedded: Tensor | None = None
 ) -> list[oracle.Observation]:
     """Runs of one block side by side on ids [1, S]; of an MTP block, ids one ahead and their embedding [1, S, D]."""
-    runs = []
-    for one in asked:
-        side = _Side(streamed.copy(one.dtype))
-        given = () if embedded is None else (embedded.to(one.dtype),)
-        rounding = nullcontext() if one.seed is None else OtherBlocks(one.seed, one.sequential)
-        compute = partial(oracle.observe, side, partial(_taps, side.model, one, ids, given), paths, one.replay)
-        runs.append(Run(side.model, compute, rounding, one.dtype))
+    runs = [run_of(streamed.copy(one.dtype), one, ids, paths, embedded, one.dtype) for one in asked]
     return run_together(runs, streamed.expert)
+
+
+def run_of(
+    block: Block, asked: Asked, ids: Tensor, paths: dict[str, str], embedded: Tensor | None, copy: Hashable
+) -> Run:
+    """One run of a block, which takes this copy of its experts."""
+    given = () if embedded is None else (embedded.to(asked.dtype),)
+    rounding = nullcontext() if asked.seed is None else OtherBlocks(asked.seed, asked.sequential)
+    compute = partial(oracle.observe, _Side(block), partial(_taps, block, asked, ids, given), paths, asked.replay)
+    return Run(block, compute, rounding, copy)
 
 
 def _taps(block: Block, asked: Asked, ids: Tensor, given: tuple[Tensor, ...]) -> dict[str, Tensor]:
@@ -146,7 +150,7 @@ class _Side:
 def embedded(source: Source, ids: Tensor) -> Tensor:
     """The rows of the embedding for ids [S], float32 [S, D]."""
     kept, place = ids.unique(return_inverse=True)
-    table = _Cached(source)
+    table = Cached(source)
     rows = [parameter(source.reading, "embed.weight", table, torch.float32, slice(i, i + 1)) for i in kept.tolist()]
     return torch.cat(rows)[place]
 
@@ -175,7 +179,7 @@ def logits(source: Source, runs: list[tuple[Head, Tensor, OtherBlocks | None]]) 
 
     The output head is decoded once for all of them, a part of the vocabulary at a time.
     """
-    table, parts, read = _Cached(source), [[] for _ in runs], []
+    table, parts, read = Cached(source), [[] for _ in runs], []
     for head, streams, rounding in runs:
         with rounding or nullcontext():
             read.append(wide(head.hidden(streams)))
@@ -185,15 +189,3 @@ def logits(source: Source, runs: list[tuple[Head, Tensor, OtherBlocks | None]]) 
             with rounding or nullcontext():
                 found.append(F.linear(x, rows.to(x.dtype)))
     return [torch.cat(found, -1) for found in parts]
-
-
-class _Cached(dict):
-    """Tensors of a source that are read once, for as long as this is held."""
-
-    def __init__(self, source: Source):
-        super().__init__()
-        self.source = source
-
-    def __missing__(self, name: str) -> Tensor:
-        self[name] = self.source[name]
-        return self[name]
