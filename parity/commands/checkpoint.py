@@ -39,7 +39,7 @@ what honestly rounded weights do there. A wrong scale, a swapped matrix, a table
 
 `pytest -m full_model --checkpoint DIR` is the same as tests, one a stage.
 """
-FILES = ("json", "markdown", "junit")
+FILES = ("json", "html", "markdown", "junit")
 COUNT = 256
 WIDEST_ALONE = 512  # sides up to which a second thread waits more than it saves
 
@@ -70,7 +70,11 @@ def add(commands) -> None:
     parser.add_argument(
         "--resume", type=shared.named, metavar="DIR", help="keep what is done in this folder, and go on from there"
     )
-    for name, what in (("markdown", "a summary for a CI job"), ("junit", "JUnit XML, one test a stage")):
+    for name, what in (
+        ("html", "a page for the browser, with error by layer as a picture"),
+        ("markdown", "a summary for a CI job"),
+        ("junit", "JUnit XML, one test a stage"),
+    ):
         parser.add_argument(f"--{name}", type=shared.named, metavar="FILE", help=f"write {what}")
     parser.set_defaults(command=command, problem=problem)
 
@@ -102,11 +106,12 @@ def command(options: argparse.Namespace, started: float) -> int:
 
 def files(report: CheckpointReport, options: argparse.Namespace, show: bool = False) -> list[Callable[[], None]]:
     """What gives the report to the outside, a step each; with `show`, the terminal's view first."""
-    from ..report import checkpoint_documents, checkpoint_table, document
+    from ..report import checkpoint_documents, checkpoint_page, checkpoint_table, document
 
     content = json.loads(json.dumps(report.to_dict()))
     renderings = {
         "json": document.text_of,
+        "html": checkpoint_page.page,
         "markdown": checkpoint_documents.markdown,
         "junit": checkpoint_documents.junit,
     }

@@ -73,20 +73,21 @@ def judge_checkpoint(
 def _fill(report: CheckpointReport, stages: Stages, state: State | None, ahead: Ahead, progress: Progress) -> None:
     """Every stage in order; of those that an earlier run has done, its results."""
     every, before, began, done = stages.all(), None, time.monotonic(), 0
-    for index, (name, prefix, judge) in enumerate(every):
+    sizes = [sum(size for *_, size in stages.ranges(prefix)) for _, prefix, _ in every]
+    for index, (name, _, judge) in enumerate(every):
         kept = state.result(name) if state else None
         if kept is None:
             if state and before is not None and not stages.streams:
                 stages.streams = state.streams(before)
-            rest = len(every) - index
-            left = f", {(time.monotonic() - began) / done * rest:.0f} s left" if done else ""
-            progress(f"{index + 1} of {len(every)}: {name}{left}")
+            speed = done / (time.monotonic() - began)  # bytes a second, all work included
+            left = f" at {speed / 1e6:.1f} MB/s, {sum(sizes[index:]) / speed:.0f} s left" if done else ""
+            progress(f"{index + 1} of {len(every)}: {name}, {sizes[index] / 1e6:.1f} MB{left}")
             ahead.stop()
             ahead.start(stages.ranges(every[index + 1][1]) if index + 1 < len(every) else [])
             stage = judge()
-            stage.bytes = sum(size for *_, size in stages.ranges(prefix))
+            stage.bytes = sizes[index]
             kept = {"stage": plain(stage), "text": plain(stages.text), "text_baseline": plain(stages.text_baseline)}
-            done += 1
+            done += sizes[index]
             if state:
                 state.save(name, kept, stages.streams, before)
         report.stages.append(kept["stage"])

@@ -106,7 +106,7 @@ def headings(document: dict) -> tuple[str, ...]:
 def measure_of(document: dict) -> str:
     """What dsv4_mlx is held to: the reference in the run's type, of a conversion with honestly rounded weights."""
     facts = document["facts"]
-    return "honest rounding" if "original" in facts else f"the reference in {facts['dtype']}"
+    return "honest rounding" if "original" in facts else f"the reference in {facts.get('dtype', 'its type')}"
 
 
 def text_table(document: dict) -> Table:

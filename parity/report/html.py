@@ -19,12 +19,8 @@ WORDS = {"crashed": "crash", "coverage gap": "gap", "inconclusive": "unclear"}  
 def page(document: dict) -> str:
     """The whole page; every text of the document appears as text."""
     document = view.cleaned(document)
-    style, script = _asset("page.css"), _asset("page.js")
-    policy = (
-        f"default-src 'none'; style-src '{_digest(style)}'; script-src '{_digest(script)}'; "
-        "base-uri 'none'; form-action 'none'"
-    )
-    return _template().render(
+    style, script = asset("page.css"), asset("page.js")
+    return template("page.html.jinja").render(
         document=document,
         rows=rows(document),
         states=view.states_shown(document),
@@ -37,7 +33,7 @@ def page(document: dict) -> str:
         clock=view.clock(document),
         schedules=view.SCHEDULES,
         drifting=view.has_drift(document),
-        policy=policy,
+        policy=policy(style, script),
         style=style,
         script=script,
     )
@@ -142,19 +138,27 @@ def _over(values: dict[str, float]) -> bool:
 
 
 @cache
-def _template():
+def template(name: str):
+    """A page's template."""
     # The page's policy names its style and its script by their digests, so neither may be changed on the way.
     loader = PackageLoader("parity", "report")
     environment = Environment(
         loader=loader, autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True
     )
     environment.filters |= {"short": view.short, "ratio": view.ratio, "words": view.words}
-    return environment.get_template("page.html.jinja")
+    return environment.get_template(name)
 
 
 @cache
-def _asset(name: str) -> str:
+def asset(name: str) -> str:
+    """What a page holds besides its template: style, script."""
     return files(__package__).joinpath(name).read_text(encoding="utf-8")
+
+
+def policy(style: str, script: str | None = None) -> str:
+    """What a page may do: show itself in this style, run this script or none, fetch and send nothing."""
+    runs = f"script-src '{_digest(script)}'; " if script is not None else ""
+    return f"default-src 'none'; style-src '{_digest(style)}'; {runs}base-uri 'none'; form-action 'none'"
 
 
 def _digest(text: str) -> str:

@@ -7,10 +7,11 @@ import os
 import shutil
 from pathlib import Path
 
+import checkpoint_examples as checkpoints
 import pytest
 import report_examples as examples
 
-from parity.report import html
+from parity.report import checkpoint_page, html
 
 pytestmark = pytest.mark.browser
 NAMES = ("chromium", "chromium-browser", "google-chrome")
@@ -48,7 +49,9 @@ def show(browser, tmp_path):
 
     def opened(name, size=DESKTOP, scheme="light", script=True, fragment=""):
         target = tmp_path / f"{name}.html"
-        target.write_text(html.page(examples.document(name)), encoding="utf-8")
+        kind, _, one = name.rpartition(" ")
+        source = checkpoint_page.page(checkpoints.document(one)) if kind else html.page(examples.document(name))
+        target.write_text(source, encoding="utf-8")
         width, height = size
         context = browser.new_context(
             viewport={"width": width, "height": height}, color_scheme=scheme, java_script_enabled=script
@@ -86,7 +89,7 @@ def picture(page, name):
 
 @pytest.mark.parametrize("scheme", ["light", "dark"])
 @pytest.mark.parametrize("size", [DESKTOP, PHONE], ids=["desktop", "phone"])
-@pytest.mark.parametrize("name", examples.ALL)
+@pytest.mark.parametrize("name", [*examples.ALL, *(f"checkpoint {name}" for name in checkpoints.ALL)])
 def test_nothing_sticks_out(show, name, size, scheme):
     page = show(name, size, scheme)
     assert overflow(page) == [0, []]
