@@ -7,11 +7,11 @@ import argparse
 import time
 import traceback
 
-from .commands import checkpoint, defects, fixture, gate, golden, inspect, outputs, run
+from .commands import checkpoint, defects, fixture, gate, golden, inspect, merge, outputs, run
 from .environment import prepare_environment
 from .errors import BadEnvironment, ParityError
 
-COMMANDS = (run, golden, gate, checkpoint, defects, fixture, inspect)
+COMMANDS = (run, golden, gate, checkpoint, merge, defects, fixture, inspect)
 INTERNAL_ERROR = 70
 INTERRUPTED = 130
 

@@ -21,6 +21,7 @@ def pytest_addoption(parser: pytest.Parser) -> None:
     group.addoption("--checkpoint", metavar="DIR", help="judge this folder, as `parity checkpoint DIR` does")
     group.addoption("--original", metavar="DIR", help="what the checkpoint is a conversion of")
     group.addoption("--tokens", metavar="WHAT", help="ids or text, as of `parity checkpoint`")
+    group.addoption("--layers", metavar="A-B", help="judge these layers only")
     group.addoption("--resume", metavar="DIR", help="keep what is done in this folder, and go on from there")
 
 
@@ -57,15 +58,17 @@ class Run(pytest.Collector):
         from pathlib import Path
 
         from .errors import BadInput
+        from .streamed.ranges import FILES, Range
         from .streamed.source import Source
-        from .streamed.stages import FILES, names_of
+        from .streamed.stages import names_of
 
         try:
-            names = names_of(Source(Path(folder), complain=original is None).config)
+            config = Source(Path(folder), complain=original is None).config
+            part = Range.read(self.config.getoption("--layers"), config.num_hidden_layers)
         except BadInput as error:
             raise pytest.UsageError(str(error)) from error
-        files = [FILES] * (original is not None)
-        return [StageItem.from_parent(self, name=name) for name in (*files, *names, "text")]
+        names = [*[FILES] * (original is not None), *names_of(config)]
+        return [StageItem.from_parent(self, name=name) for name in (*filter(part.judges, names), "text")]
 
     def report(self):
         """The run's report, made once."""
@@ -84,13 +87,13 @@ class Run(pytest.Collector):
 
         if hasattr(self.config, "workerinput"):
             return StageFailed("A whole checkpoint needs the machine to itself; run without -n.")
-        folder, original, tokens, resume = (
-            self.config.getoption(f"--{name}") for name in ("checkpoint", "original", "tokens", "resume")
+        folder, original, tokens, resume, layers = (
+            self.config.getoption(f"--{name}") for name in ("checkpoint", "original", "tokens", "resume", "layers")
         )
         capture = self.config.pluginmanager.getplugin("capturemanager")
         with capture.global_and_fixture_disabled(), Progress() as progress:
             try:
-                return judged(folder, tokens, COUNT, None, resume, check_environment(), progress, original)
+                return judged(folder, tokens, COUNT, None, resume, check_environment(), progress, original, layers)
             except ParityError as error:
                 return StageFailed(str(error))
 

@@ -33,6 +33,9 @@ its experts, its streams, and every choice of experts and rows; the prompt in on
 the warm cache. What became of the whole text on each one's own path stands beside it and decides nothing. With --resume
 a run that was ended goes on where it was.
 
+With --layers two machines share the work: each passes the layers before its own, which costs about a half of judging
+them, and `parity merge` joins the two reports into the one that a single run gives.
+
 With --original the question is what a conversion did: every tensor is held to what honest rounding to its format leaves
 of the original's, group by group, and each block of dsv4_mlx on the conversion to the reference on the original, within
 what honestly rounded weights do there. A wrong scale, a swapped matrix, a table that moved is named.
@@ -68,24 +71,28 @@ def add(commands) -> None:
     parser.add_argument("--count", type=shared.count, default=COUNT, metavar="N", help="at most so many (default 256)")
     parser.add_argument("--dtype", metavar="D", help="float32 or bfloat16 (default: the config's)")
     parser.add_argument(
+        "--layers", metavar="A-B", help="judge these layers only, passing the earlier ones; `parity merge` joins parts"
+    )
+    parser.add_argument(
         "--resume", type=shared.named, metavar="DIR", help="keep what is done in this folder, and go on from there"
     )
+    add_files(parser)
+    parser.set_defaults(command=command, problem=problem)
+
+
+def add_files(parser: argparse.ArgumentParser) -> None:
+    """Options for what is written besides JSON."""
     for name, what in (
         ("html", "a page for the browser, with error by layer as a picture"),
         ("markdown", "a summary for a CI job"),
         ("junit", "JUnit XML, one test a stage"),
     ):
         parser.add_argument(f"--{name}", type=shared.named, metavar="FILE", help=f"write {what}")
-    parser.set_defaults(command=command, problem=problem)
 
 
 def command(options: argparse.Namespace, started: float) -> int:
     """The verdict's exit code."""
-    from ..report import document
-
-    for name in FILES:
-        if getattr(options, name):
-            document.check_target(getattr(options, name), f"--{name}")
+    check_files(options)
     if options.dtype is not None:
         shared.one_of("--dtype", options.dtype, ["float32", "bfloat16"])
     environment = check_environment()
@@ -99,9 +106,19 @@ def command(options: argparse.Namespace, started: float) -> int:
             environment,
             progress,
             options.original,
+            options.layers,
         )
     report.clock["total_s"] = round(time.monotonic() - started, 2)
     return outputs.end(report.verdict.exit_code, outputs.deliver(files(report, options, show=True)))
+
+
+def check_files(options: argparse.Namespace) -> None:
+    """Raise BadInput where a file cannot be written."""
+    from ..report import document
+
+    for name in FILES:
+        if getattr(options, name):
+            document.check_target(getattr(options, name), f"--{name}")
 
 
 def files(report: CheckpointReport, options: argparse.Namespace, show: bool = False) -> list[Callable[[], None]]:
@@ -132,6 +149,7 @@ def judged(
     environment: dict,
     progress: Callable[[str], None],
     original: str | None = None,
+    layers: str | None = None,
 ):
     """The report. Raises BadInput."""
     import torch
@@ -151,15 +169,11 @@ def judged(
         raise BadInput("--tokens gives a single token; give 2 at least: one call, and one on a warm cache.")
     if source.config.hidden_size <= WIDEST_ALONE:
         use_one_thread()
+    pairs = (("--original", original), ("--tokens", tokens), ("--dtype", dtype), ("--layers", layers))
     again = ["parity", "checkpoint", folder, "--count", str(count)]
-    again += [
-        word
-        for name, value in (("--original", original), ("--tokens", tokens), ("--dtype", dtype))
-        if value
-        for word in (name, value)
-    ]
+    again += [word for name, value in pairs if value for word in (name, value)]
     return judge_checkpoint(
-        source, ids, dtype, Path(resume) if resume else None, environment, shlex.join(again), progress, first
+        source, ids, dtype, Path(resume) if resume else None, environment, shlex.join(again), progress, first, layers
     )
 
 

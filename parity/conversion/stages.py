@@ -25,10 +25,11 @@ from ..results import Verdict
 from ..streamed import memory, reference
 from ..streamed.candidate import Candidate, Rows
 from ..streamed.measure import Agreement, agreement, distance
+from ..streamed.ranges import EMBEDDING, FILES, HEAD
 from ..streamed.reference import HEAD_ROWS, Asked, Head
 from ..streamed.results import Choices, Stage, WeightRow
 from ..streamed.source import Source
-from ..streamed.stages import DECODED, DTYPES, EMBEDDING, FILES, HEAD, KINDS, diverges, measured, names_of
+from ..streamed.stages import DECODED, DTYPES, KINDS, diverges, measured, names_of
 from ..streamed.together import run_together
 from .block import COPIES, ORIGINAL, ComparedBlock, Plain, of_copy, plain_reading
 from .naming import name_it
@@ -64,20 +65,20 @@ class Conversions:
             raise BadInput(f"The two folders are of models of other sizes: {', '.join(sides)} differ in config.json.")
         self.candidate = None if self.complaints else Candidate(conversion.folder, self.dtype)
 
-    def all(self) -> list[tuple[str, str, Callable[[], Stage]]]:
-        """Name, prefix of the published names, and what judges it, of every stage in order; of a folder that no
-        program can load, what is wrong with it alone."""
+    def all(self) -> list[tuple[str, str, Callable[[bool], Stage]]]:
+        """Name, prefix of the published names, and what judges it, of every stage in order; with False, its streams are
+        all that is wanted. Of a folder that no program can load, what is wrong with it alone."""
         layers = self.config.num_hidden_layers
-        block = lambda i, name: (name, reference.prefix_of(self.config, i), lambda: self.block(i, name))  # noqa: E731
+        block = lambda i, name: (name, reference.prefix_of(self.config, i), lambda judged: self.block(i, name, judged))  # noqa: E731
         first, *names = names_of(self.config)
-        files = (FILES, "config.json", self.files)
+        files = (FILES, "config.json", lambda judged: self.files())
         if self.complaints:
             return [files]
         return [
             files,
-            (first, "embed.", self.embedding),
+            (first, "embed.", lambda judged: self.embedding()),
             *(block(i, names[i]) for i in range(layers)),
-            (names[layers], "head.", self.head),
+            (names[layers], "head.", lambda judged: self.head()),
             *(block(layers + i, name) for i, name in enumerate(names[layers + 1 :][: self.depth])),
         ]
 
@@ -114,8 +115,8 @@ class Conversions:
             diverges(stage, f"'streams' has shape {tuple(got.shape)} where {tuple(exact.shape)} was asked for")
         return self._with_weights(stage, "embed.")
 
-    def block(self, index: int, name: str) -> Stage:
-        """One block: alone on the exact streams, and on each path."""
+    def block(self, index: int, name: str, judge: bool = True) -> Stage:
+        """One block: alone on the exact streams, if it is to be judged, and on each path."""
         config, depth = self.config, index - self.config.num_hidden_layers
         hashed, ratio = index < config.num_hash_layers, config.ratio(index)
         stage = Stage(name, KINDS.get(ratio, f"ratio {ratio}") + ", hash-routed" * hashed, Verdict.PARITY)
@@ -129,7 +130,7 @@ class Conversions:
         calls = (ids.shape[1] - self.decoded, *[1] * self.decoded)
         try:
             block = self.candidate.block(index)
-            alone = block.observed(given, ids, calls, paths, embed)
+            alone = block.observed(given, ids, calls, paths, embed) if judge else None
             own = block.observed(streams["candidate"], ids, calls, paths, embed) if "candidate" in streams else None
         except oracle.CandidateRaised as raised:
             alone = own = None
@@ -138,15 +139,19 @@ class Conversions:
         memory.give_back()
         compared = ComparedBlock(self.weights, self.reading, index)
         replay = oracle.replayable(alone, paths) if alone else {}
-        asked = [(ORIGINAL, Asked(self.wide, streams["exact"])), (ORIGINAL, Asked(self.wide, given, replay))]
-        asked += [(copy, Asked(self.dtype, given, replay)) for copy in (0, 1)]
-        asked += [(0, Asked(self.dtype, streams["rounded"]))]
+        asked = [(ORIGINAL, Asked(self.wide, streams["exact"])), (0, Asked(self.dtype, streams["rounded"]))]
+        if judge:
+            asked += [(ORIGINAL, Asked(self.wide, given, replay))]
+            asked += [(copy, Asked(self.dtype, given, replay)) for copy in (0, 1)]
         runs = [
             reference.run_of(compared.copy(copy, one.dtype), one, ids, paths, embedded, (copy, one.dtype))
             for copy, one in asked
         ]
-        path, exact, baseline, other, rounded = run_together(runs, compared.expert)
-        compared.compare_rest()
+        path, rounded, *others = run_together(runs, compared.expert)
+        if judge:
+            exact, baseline, other = others
+            stage.isolated_baseline = distance(exact.taps["streams"], baseline.taps["streams"])
+            compared.compare_rest()
         if alone:
             judged = oracle.judge(exact, baseline, [other], alone, compared.copy(ORIGINAL, self.wide), CONVERSION)
             measured(stage, judged.taps, judged)
@@ -155,7 +160,6 @@ class Conversions:
                 for path, one in judged.choices.items()
             ]
             stage.isolated = distance(exact.taps["streams"], alone.taps["streams"])
-        stage.isolated_baseline = distance(exact.taps["streams"], baseline.taps["streams"])
         after = {"exact": path.taps["streams"], "rounded": rounded.taps["streams"]}
         stage.accumulated_baseline = distance(after["exact"], after["rounded"])
         if own is not None and own.taps["streams"].shape == after["exact"].shape:

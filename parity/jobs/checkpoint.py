@@ -13,11 +13,12 @@ from dsv4_checkpoints import CheckpointError
 
 from ..conversion.stages import Conversions
 from ..errors import BadInput
-from ..results import Verdict, overall, plain
+from ..results import Verdict, plain
 from ..streamed.ahead import Ahead
+from ..streamed.ranges import HEAD, Range, conclude
 from ..streamed.results import CheckpointReport
 from ..streamed.source import Source
-from ..streamed.stages import HEAD, Stages
+from ..streamed.stages import Stages
 from ..streamed.state import State, tensor_hash
 
 Progress = Callable[[str], None]
@@ -32,32 +33,38 @@ def judge_checkpoint(
     again: str = "",
     progress: Progress = lambda text: None,
     original: Source | None = None,
+    layers: str | None = None,
 ) -> CheckpointReport:
     """Judge dsv4_mlx on token ids [S] in this type, by default the config's; with an `original`, of which `source` is a
-    conversion, what the conversion did to it. What is done is kept in the folder `resume`, and a run that was ended
-    goes on there; `again` is the command that judges so. Raises BadInput."""
+    conversion, what the conversion did to it. Of a range of `layers`, "22-42", the others are passed. What is
+    done is kept in the folder `resume`, and a run that was ended goes on there; `again` is the command that judges so.
+    Raises BadInput."""
     dtype = dtype or ("float32" if source.raw.get("torch_dtype") == "float32" else "bfloat16")
     stages = Conversions(original, source, ids, dtype) if original else Stages(source, ids, dtype)
     facts = {
         "family": source.reading.family.id,
         "layers": source.config.num_hidden_layers,
-        "mtp_blocks": source.config.num_nextn_predict_layers,
+        "mtp_blocks": stages.depth,
         "tokens": ids.numel(),
+        "ids": tensor_hash(ids),
         "decoded": stages.decoded,
         "dtype": dtype,
     }
+    part = Range.read(layers, source.config.num_hidden_layers)
+    if not part.whole:
+        facts["part"] = str(part)
     if original:
         facts |= {"original": str(original.folder), "original_family": original.reading.family.id}
     report = CheckpointReport(str(source.folder), Verdict.INCONCLUSIVE, "", facts, environment or {})
     report.reproduce = again
-    state = State(resume, facts | {"checkpoint": str(source.folder), "ids": tensor_hash(ids)}) if resume else None
+    state = State(resume, facts | {"checkpoint": str(source.folder)}) if resume else None
     started, ahead = time.monotonic(), Ahead()
     try:
         for one in (source, original):
             if one:
                 one.refuse_twins()
-        _fill(report, stages, state, ahead, progress)
-        _conclude(report)
+        _fill(report, stages, part, state, ahead, progress)
+        conclude(report)
     except CheckpointError as error:
         raise BadInput(str(error)) from error
     except KeyboardInterrupt as stop:
@@ -70,9 +77,16 @@ def judge_checkpoint(
     return report
 
 
-def _fill(report: CheckpointReport, stages: Stages, state: State | None, ahead: Ahead, progress: Progress) -> None:
-    """Every stage in order; of those that an earlier run has done, its results."""
-    every, before, began, done = stages.all(), None, time.monotonic(), 0
+def _fill(
+    report: CheckpointReport, stages: Stages, part: Range, state: State | None, ahead: Ahead, progress: Progress
+) -> None:
+    """Every stage of a part, in order, the streams of those before it; of what an earlier run has done, its results."""
+    every, before, began, done = (
+        [one for one in stages.all() if not part.ends_before(one[0])],
+        None,
+        time.monotonic(),
+        0,
+    )
     sizes = [sum(size for *_, size in stages.ranges(prefix)) for _, prefix, _ in every]
     for index, (name, _, judge) in enumerate(every):
         kept = state.result(name) if state else None
@@ -84,36 +98,18 @@ def _fill(report: CheckpointReport, stages: Stages, state: State | None, ahead: 
             progress(f"{index + 1} of {len(every)}: {name}, {sizes[index] / 1e6:.1f} MB{left}")
             ahead.stop()
             ahead.start(stages.ranges(every[index + 1][1]) if index + 1 < len(every) else [])
-            stage = judge()
+            stage = judge(part.judges(name))
             stage.bytes = sizes[index]
-            kept = {"stage": plain(stage), "text": plain(stages.text), "text_baseline": plain(stages.text_baseline)}
+            kept = {
+                "stage": plain(stage) if part.judges(name) else None,
+                "text": plain(stages.text),
+                "text_baseline": plain(stages.text_baseline),
+            }
             done += sizes[index]
             if state:
                 state.save(name, kept, stages.streams, before)
-        report.stages.append(kept["stage"])
+        if kept["stage"]:
+            report.stages.append(kept["stage"])
         if name == HEAD:
             report.text, report.text_baseline = kept["text"], kept["text_baseline"]
         before = name
-
-
-def _conclude(report: CheckpointReport) -> None:
-    """The verdict of all stages, and the first that deviates in a sentence."""
-    report.verdict = overall([Verdict(stage["verdict"]) for stage in report.stages])
-    facts = report.facts
-    original, count = facts.get("original"), len(report.stages)
-    if report.verdict is Verdict.PARITY:
-        on = f"{facts['tokens']} tokens in {facts['dtype']}"
-        same = (
-            f"{report.checkpoint} is {original}, honestly rounded: in all {count} stages rounding explains every tensor"
-        )
-        report.sentence = (
-            f"{same} and what dsv4_mlx makes of {on}."
-            if original
-            else f"dsv4_mlx computes what the reference computes from {report.checkpoint}: all {count} stages agree on "
-            f"{on}."
-        )
-        return
-    bad = next(stage for stage in report.stages if stage["verdict"] == report.verdict.value)
-    does = "fails" if report.verdict is Verdict.CRASHED else "deviates"
-    who = "the conversion" if original and report.verdict is not Verdict.CRASHED else "dsv4_mlx"
-    report.sentence = f"{bad['name']} ({bad['kind']}) is where {who} {does} first: {bad['sentence']}."

@@ -20,12 +20,12 @@ from ..results import Verdict
 from . import memory, reference
 from .candidate import Candidate
 from .measure import Agreement, agreement, distance
+from .ranges import EMBEDDING, HEAD
 from .reference import Asked, Head, StreamedBlock
 from .results import Choices, Stage
 from .source import Source
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
-FILES, EMBEDDING, HEAD = "files", "embedding", "head"  # the first of a conversion alone
 DECODED = 8  # tokens at the end that come one by one
 KINDS = {0: "window only", 4: "ratio 4"}
 
@@ -43,21 +43,23 @@ class Stages:
         self.source, self.config, self.ids, self.name = source, source.config, ids[None], dtype
         self.dtype = DTYPES[dtype]
         self.wide = torch.float64 if dtype == "float32" else torch.float32  # bfloat16's steps are 2^15 of float32's
+        self.depth = self.config.num_nextn_predict_layers
         self.decoded = min(DECODED, len(ids) // 2)
         self.candidate = Candidate(source.folder, self.dtype)
         self.streams: dict[str, Tensor] = {}
         self.text: Agreement | None = None
         self.text_baseline: Agreement | None = None
 
-    def all(self) -> list[tuple[str, str, Callable[[], Stage]]]:
-        """Name, prefix of the published names, and what judges it, of every stage in order."""
+    def all(self) -> list[tuple[str, str, Callable[[bool], Stage]]]:
+        """Name, prefix of the published names, and what judges it, of every stage in order; with False, its streams are
+        all that is wanted."""
         layers = self.config.num_hidden_layers
-        block = lambda i, name: (name, reference.prefix_of(self.config, i), lambda: self.block(i, name))  # noqa: E731
+        block = lambda i, name: (name, reference.prefix_of(self.config, i), lambda judged: self.block(i, name, judged))  # noqa: E731
         first, *names = names_of(self.config)
         return [
-            (first, "embed.", self.embedding),
+            (first, "embed.", lambda judged: self.embedding()),
             *(block(i, names[i]) for i in range(layers)),
-            (names[layers], "head.", self.head),
+            (names[layers], "head.", lambda judged: self.head()),
             *(block(layers + i, name) for i, name in enumerate(names[layers + 1 :])),
         ]
 
@@ -76,8 +78,9 @@ class Stages:
         self.streams["candidate"] = got
         return measured(stage, self._limits({"streams": (self.streams["exact"], self.streams["input"], [], got)}))
 
-    def block(self, index: int, name: str) -> Stage:
-        """One block: alone on the reference's streams, and on its own path."""
+    def block(self, index: int, name: str, judge: bool = True) -> Stage:
+        """One block: alone on the reference's streams, and on its own path; unless it is to be judged, what the paths
+        need of that."""
         config, depth = self.config, index - self.config.num_hidden_layers
         hashed, ratio = index < config.num_hash_layers, config.ratio(index)
         stage = Stage(name, KINDS.get(ratio, f"ratio {ratio}") + ", hash-routed" * hashed, Verdict.PARITY)
@@ -99,22 +102,25 @@ class Stages:
         memory.give_back()
         streamed = StreamedBlock(self.source, index)
         replay = oracle.replayable(alone, paths) if alone else {}
-        nulls = [
-            Asked(self.dtype, given["input"], replay, index * 16 + i, s) for i, s in enumerate(oracle.NULLS[self.name])
-        ]
-        asked = [Asked(self.wide, given["input"], replay), Asked(self.wide, given["exact"])]
-        asked += [Asked(self.dtype, given["input"], replay), *(nulls if alone else [])]
-        exact, path, baseline, *others = reference.observations(streamed, asked, ids, paths, embedded)
-        if alone:
+        asked = [Asked(self.wide, given["exact"]), Asked(self.dtype, given["input"], replay)]
+        if alone and judge:
+            asked += [Asked(self.wide, given["input"], replay)]
+            asked += [
+                Asked(self.dtype, given["input"], replay, index * 16 + i, s)
+                for i, s in enumerate(oracle.NULLS[self.name])
+            ]
+        path, baseline, *others = reference.observations(streamed, asked, ids, paths, embedded)
+        if others:
+            exact, *nulls = others
             model = streamed.copy(self.dtype)
-            judged = oracle.judge(exact, baseline, others, alone, model, self.name)
+            judged = oracle.judge(exact, baseline, nulls, alone, model, self.name)
             measured(stage, judged.taps, judged)
             stage.choices = [
                 Choices(path, one.tokens, 1 - (one.ties + one.illegal) / max(one.tokens, 1), one.ties, one.illegal)
                 for path, one in judged.choices.items()
             ]
             stage.isolated = distance(exact.taps["streams"], alone.taps["streams"])
-        stage.isolated_baseline = distance(exact.taps["streams"], baseline.taps["streams"])
+            stage.isolated_baseline = distance(exact.taps["streams"], baseline.taps["streams"])
         after = {"exact": path.taps["streams"], "input": baseline.taps["streams"]}
         stage.accumulated_baseline = distance(after["exact"], after["input"])
         if own is not None and own.taps["streams"].shape == after["input"].shape:
