@@ -37,7 +37,7 @@ def test_inputs_reach_scripts_as_variables_only():
     scripts += [step["run"] for job in WORKFLOW["jobs"].values() for step in job["steps"] if "run" in step]
     assert len(scripts) == 4
     assert not [script for script in scripts if "${{" in script or "eval" in script]
-    for name in ("candidate", "profile", "require"):
+    for name in ("candidate", "profile", "require", "options"):
         assert STEPS["Judge"]["env"][name.upper()] == f"${{{{ inputs.{name} }}}}"
     given = set(re.findall(r"inputs\.([\w-]+)", json.dumps(ACTION["runs"])))
     assert given == set(ACTION["inputs"])
@@ -101,11 +101,27 @@ def test_judge_step(step, tmp_path):
     assert done.returncode == 0, done.stderr
     assert arguments[:5] == ["gate", "--profile=quick", "--require=decode", "--require=batch", "--require=mtp"]
     assert arguments[-2:] == ["--", "a b.py"]
+    assert arguments[5] == "--json"
     assert {"--json", "--html", "--markdown", "--junit", "--sarif"} <= set(arguments)
     outputs = dict(line.split("=", 1) for line in (tmp_path / "output").read_text().splitlines())
     assert outputs["exit-code"] == "1"
     assert Path(outputs["report"], "summary.md").read_text() == "## verdict\n"
     assert (tmp_path / "summary").read_text() == "## verdict\n"
+
+
+def test_judge_step_passes_further_options(step):
+    done, arguments = step(
+        "Judge", "parity", CANDIDATE="hf", PROFILE="full", REQUIRE="", OPTIONS="--strict\n--only rope.scores"
+    )
+    assert done.returncode == 0, done.stderr
+    assert arguments[: arguments.index("--json")] == ["gate", "--profile=full", "--strict", "--only", "rope.scores"]
+
+
+def test_judge_step_runs_nothing_that_an_option_says(step, tmp_path):
+    done, arguments = step("Judge", "parity", CANDIDATE="hf", PROFILE="full", REQUIRE="", OPTIONS=HOSTILE)
+    assert done.returncode == 0, done.stderr
+    assert arguments[2 : arguments.index("--json")] == HOSTILE.split()
+    assert not list(tmp_path.rglob("owned"))
 
 
 def test_judge_step_runs_nothing_that_an_input_says(step, tmp_path):
