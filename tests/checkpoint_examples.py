@@ -27,7 +27,8 @@ def stages(layers=43):
 
 def report(verdict, sentence, found, **changes):
     text = Agreement(0.01, 0.03, 0.05, 0.98, 0.95, 5.1, 5.2)
-    given = {"facts": FACTS, "text": text, "text_baseline": text, "reproduce": "parity checkpoint flash", **changes}
+    given = {"facts": FACTS, "text": text, "text_baseline": text, "reproduce": "parity checkpoint flash"}
+    given |= {"clock": {"total_s": 2000.0, "peak_gib": 4.6}, **changes}
     plain = [
         json.loads(json.dumps(CheckpointReport("", verdict, "", stages=[one]).to_dict()))["stages"][0] for one in found
     ]

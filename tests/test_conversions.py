@@ -19,6 +19,7 @@ from dsv4_checkpoints import Format
 from dsv4_mlx.conversion import convert, recipe_of
 from parity import cli
 from parity.cases.resources import fixtures_path
+from parity.conversion import weights
 from parity.conversion.honest import floor, honest, in_groups, moved
 from parity.conversion.weights import LIMIT
 from parity.gate.defects import catalogue
@@ -335,6 +336,14 @@ def test_a_layer_of_another_checkpoint(original, conversion, tmp_path):
     assert red(report) == ["layer 1"]
     assert "more of 45 tensors deviate" in report.sentence
     assert sum("of no tensor that was looked at" in said for said in report.stages[3]["wrong"]) > 6
+
+
+def test_a_stage_looks_for_so_many_only(original, conversion, tmp_path, monkeypatch):
+    monkeypatch.setattr(weights, "SEARCHES", 3)
+    report = judged(original("F1-bfloat16"), spoiled(conversion(), tmp_path / "spoiled", experts_swapped))
+    said = [one.partition(" holds ")[2] for one in report.stages[3]["wrong"]]
+    assert len(said) == 6
+    assert said.count("other values than the original's, of no tensor that was looked at") == 6
 
 
 def test_a_wrong_model_is_told_from_wrong_weights(original, conversion):

@@ -39,6 +39,7 @@ def test_the_picture_has_a_place_for_every_layer():
     assert all(0 < y < picture["bottom"] for _, y in alone["points"])
     assert not [one for one in picture["names"] if one["red"]]
     page = shown("flash")
+    assert "2000.0 s, 4.6 GiB of memory at most" in page.text
     assert len(page.having("polyline")) == 2
     assert len(page.having("circle")) == 45 + 1  # and one in the legend
 

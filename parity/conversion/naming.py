@@ -18,7 +18,6 @@ from .weights import Taken, Weights
 ALIKE = 0.8  # correlation of two tensors of which one is the other, rounded to two bits or more
 MOST = 0.9  # of the error is one factor's, where a tensor is said to be a multiple of the original's
 SAMPLE = 1 << 16  # values that tell it
-LOOKED = 600  # tensors of the original that are read for one that is wrong
 EXPERT = re.compile(r"(.*\.experts\.)(\d+)\.(w[123])\.weight")
 
 
@@ -34,7 +33,7 @@ def name_it(weights: Weights, taken: Taken) -> str:
     if compared.wrong > compared.groups / 2 and correlation(*(_centred(x, stored) for x in (want, got))) < ALIKE:
         if want.ndim == 2 and want.shape[0] == want.shape[1] and correlation(want.T, got) > ALIKE:
             return "is the original's, transposed"
-        other = held(weights.original, compared.name, got)
+        other = held(weights, compared.name, got)
         if other:
             return f"holds the original's {other}"
         return "holds other values than the original's, of no tensor that was looked at"
@@ -59,11 +58,14 @@ def correlation(want: Tensor, got: Tensor) -> float:
     return float(want @ got) / norms if norms > 0 else 0.0
 
 
-def held(original: Source, name: str, got: Tensor) -> str | None:
-    """The tensor of the original whose values these are; its experts and its namesakes in other layers come first."""
-    for number, other in enumerate(_alike(original, name)):
-        if number >= LOOKED:
+def held(weights: Weights, name: str, got: Tensor) -> str | None:
+    """The tensor of the original whose values these are; its experts and its namesakes in other layers come first. A
+    stage reads so many in all, since a whole layer may be wrong."""
+    original = weights.original
+    for other in _alike(original, name):
+        if not weights.searches:
             return None
+        weights.searches -= 1
         try:
             want = parameter(original.reading, other, original, torch.float32)
         except CheckpointError:

@@ -215,8 +215,7 @@ class Conversions:
             diverges(stage, stage.wrong[0] + more).ratio = max(stage.ratio, *(one.ratio for one in wrong))
         elif stage.verdict is Verdict.DIVERGES:
             stage.sentence += "; its tensors are what rounding explains, so the model that runs them is suspect"
-        for name in found:
-            del self.weights.found[name]
+        self.weights.forget(found)
         return stage
 
 

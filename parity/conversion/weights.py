@@ -4,7 +4,7 @@ makes of the original's."""
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 
 import torch
@@ -19,6 +19,7 @@ from .honest import floor, honest, in_groups, moved
 # A group of values may be off by twice what honest rounding leaves: two ways of rounding differ by a quarter to a half
 # (docs/conversions.md), a wrong scale by 3 times and more.
 LIMIT = 2.0
+SEARCHES = 2000  # tensors of the original that a stage reads to find whose values a wrong one holds
 DEVIATIONS = 6.0  # of the scatter of a mean over a matrix
 
 
@@ -96,6 +97,13 @@ class Weights:
     def __init__(self, original: Source, conversion: Source, name_it: Callable[[Weights, Taken], str]):
         self.original, self.conversion, self.name_it = original, conversion, name_it
         self.found: dict[str, Compared] = {}
+        self.searches = SEARCHES
+
+    def forget(self, names: Iterable[str]) -> None:
+        """A stage's tensors were told of."""
+        for name in names:
+            del self.found[name]
+        self.searches = SEARCHES
 
     def take(self, name: str) -> Taken:
         """The values of a published name. Raises CheckpointError."""

@@ -14,6 +14,7 @@ from dsv4_checkpoints import CheckpointError
 from ..conversion.stages import Conversions
 from ..errors import BadInput
 from ..results import Verdict, plain
+from ..streamed import memory
 from ..streamed.ahead import Ahead
 from ..streamed.ranges import HEAD, Range, conclude
 from ..streamed.results import CheckpointReport
@@ -74,6 +75,7 @@ def judge_checkpoint(
     finally:
         ahead.stop()
     report.clock["total_s"] = round(time.monotonic() - started, 2)
+    report.clock["peak_gib"] = round(memory.peak(), 2)
     return report
 
 

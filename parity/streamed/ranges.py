@@ -118,7 +118,9 @@ def merged(documents: dict[str, dict]) -> CheckpointReport:
     if last:
         report.text, report.text_baseline = last["text"], last["text_baseline"]
     report.reproduce = _without_layers(start["reproduce"])
-    report.clock["total_s"] = round(sum(one["clock"].get("total_s", 0) for one in documents.values()), 2)
+    clocks = [one["clock"] for one in documents.values()]
+    report.clock["total_s"] = round(sum(clock.get("total_s", 0) for clock in clocks), 2)
+    report.clock["peak_gib"] = max(clock.get("peak_gib", 0) for clock in clocks)
     conclude(report)
     return report
 
