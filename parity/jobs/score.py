@@ -10,13 +10,14 @@ import tempfile
 from collections.abc import Callable
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import asdict, dataclass, field
-from multiprocessing import get_context
+from multiprocessing import active_children, get_context
 from pathlib import Path
 
 import torch
 
 from ..candidates.adapters import Target, load_adapter
 from ..candidates.adapters.problems import Raised
+from ..candidates.containment import die_with_parent
 from ..environment import use_one_thread
 from ..errors import BadInput
 from ..gate.conditions import CONDITIONS, Call, active, named, variants
@@ -167,12 +168,24 @@ def measure_defects(profile: str, seed: int, names: list[str], progress: Callabl
     score = Score(profile, seed)
     wanted = [named(known, name) for name in names] if names else list(known.values())
     workers = min(os.cpu_count() or 1, len(wanted))
-    with ProcessPoolExecutor(workers, get_context("spawn"), use_one_thread) as pool:
+    with ProcessPoolExecutor(workers, get_context("spawn"), prepare_worker) as pool:
         tasks = [pool.submit(judged, defect.id, profile, seed) for defect in wanted]
-        for index, (defect, task) in enumerate(zip(wanted, tasks, strict=True), start=1):
-            progress(f"{index} of {len(wanted)}: {defect.id}")
-            score.defects.append(task.result())
+        try:
+            for index, (defect, task) in enumerate(zip(wanted, tasks, strict=True), start=1):
+                progress(f"{index} of {len(wanted)}: {defect.id}")
+                score.defects.append(task.result())
+        except BaseException:  # nobody waits for the rest
+            pool.shutdown(wait=False, cancel_futures=True)
+            for worker in active_children():
+                worker.kill()
+            raise
     return score
+
+
+def prepare_worker() -> None:
+    """A process that judges defects: one thread, and no life beyond the harness's."""
+    die_with_parent()
+    use_one_thread()
 
 
 def some_conditional(count: int, seed: int) -> list[str]:
