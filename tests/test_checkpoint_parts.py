@@ -1,10 +1,11 @@
-"""`parity checkpoint --layers` and `parity merge`: parts of a run join into the report of the whole, but for its
-clock.
+"""A run's limits: `--layers` and `parity merge`, whose parts join into the report of the whole, but for its clock; and
+`--memory`, which is kept.
 
 Run: pytest tests/test_checkpoint_parts.py, and with -m slow for more cuts
 """
 
 import json
+import re
 from itertools import pairwise
 
 import pytest
@@ -16,7 +17,9 @@ from parity.errors import BadInput
 from parity.gate.defects import catalogue
 from parity.gate.defects.patching import applied
 from parity.jobs.fixture import write_fixture
+from parity.streamed import memory
 from parity.streamed.ranges import Range, merged
+from parity.streamed.source import Source
 
 FLASH = json.loads((fixtures_path() / "configs" / "flash.json").read_text())
 pytest_plugins = ["pytester"]
@@ -126,3 +129,40 @@ def test_pytest_has_the_tests_of_the_range(folders, pytester):
         "-p", "parity.pytest_full_model", "-p", "no:cacheprovider", "-m", "full_model", *options, "-v"
     )
     result.assert_outcomes(passed=5)  # layers 2 and 3, head, MTP block 0, text
+
+
+# --- memory ----------------------------------------------------------------------------------------------------
+
+
+def test_a_run_that_needs_more_memory_than_it_may_have_does_not_start(folders, tmp_path, capsys):
+    code, found = run(folders[0], tmp_path / "report.json", "--memory", 0.1)
+    assert (code, found["verdict"], found["stages"]) == (2, "bad input", [])
+    said = " ".join(capsys.readouterr().err.split())
+    assert re.search(
+        r"This run needs about 0\.5 GiB, most of it for (layer|MTP block) \d, which is above --memory 0\.1", said
+    )
+
+
+def test_what_a_run_needs_grows_with_tokens_and_weights(folders, tmp_path):
+    source = Source(folders[0])
+    few, many = (memory.needed(source, tokens)[0] for tokens in (64, 65536))
+    assert few < many
+    assert memory.needed(source, 65536)[1] == "head"
+    assert memory.needed(source, 64, source)[0] > few
+    mid = Source(write_fixture(tmp_path / "mid", FLASH, "F1-bfloat16", size="mid"))
+    assert memory.needed(mid, 64)[0] > few
+
+
+def test_a_run_that_comes_to_more_is_ended_and_goes_on(folders, tmp_path, monkeypatch, capsys):
+    _, whole = run(folders[0], tmp_path / "whole.json")
+    state = tmp_path / "state"
+    with monkeypatch.context() as patch:
+        patch.setattr(memory, "needed", lambda *given: (0.0, ""))
+        patch.setattr(memory, "peak", lambda: 9.0 if (state / "layer 1.json").exists() else 1.0)
+        code = cli.main(["checkpoint", str(folders[0]), "--count", "24", "--memory", "8", "--resume", str(state)])
+    said = " ".join(capsys.readouterr().err.split())
+    assert code == 3
+    assert re.search(r"The run came to 9\.0 GiB after \d of 7 stages, above --memory 8; it was ended", said)
+    assert f"what is done is kept in {state}" in said
+    _, resumed = run(folders[0], tmp_path / "resumed.json", "--resume", state)
+    assert without_clock(resumed) == without_clock(whole)

@@ -71,6 +71,12 @@ def add(commands) -> None:
     parser.add_argument("--count", type=shared.count, default=COUNT, metavar="N", help="at most so many (default 256)")
     parser.add_argument("--dtype", metavar="D", help="float32 or bfloat16 (default: the config's)")
     parser.add_argument(
+        "--memory",
+        type=shared.positive,
+        metavar="GIB",
+        help="a ceiling: do not start what needs more, and end a run that comes to more",
+    )
+    parser.add_argument(
         "--layers", metavar="A-B", help="judge these layers only, passing the earlier ones; `parity merge` joins parts"
     )
     parser.add_argument(
@@ -107,6 +113,7 @@ def command(options: argparse.Namespace, started: float) -> int:
             progress,
             options.original,
             options.layers,
+            options.memory,
         )
     report.clock["total_s"] = round(time.monotonic() - started, 2)
     return outputs.end(report.verdict.exit_code, outputs.deliver(files(report, options, show=True)))
@@ -150,6 +157,7 @@ def judged(
     progress: Callable[[str], None],
     original: str | None = None,
     layers: str | None = None,
+    most: float | None = None,
 ):
     """The report. Raises BadInput."""
     import torch
@@ -173,7 +181,16 @@ def judged(
     again = ["parity", "checkpoint", folder, "--count", str(count)]
     again += [word for name, value in pairs if value for word in (name, value)]
     return judge_checkpoint(
-        source, ids, dtype, Path(resume) if resume else None, environment, shlex.join(again), progress, first, layers
+        source,
+        ids,
+        dtype,
+        Path(resume) if resume else None,
+        environment,
+        shlex.join(again),
+        progress,
+        first,
+        layers,
+        most,
     )
 
 

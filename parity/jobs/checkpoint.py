@@ -12,7 +12,7 @@ from torch import Tensor
 from dsv4_checkpoints import CheckpointError
 
 from ..conversion.stages import Conversions
-from ..errors import BadInput
+from ..errors import BadEnvironment, BadInput
 from ..results import Verdict, plain
 from ..streamed import memory
 from ..streamed.ahead import Ahead
@@ -35,12 +35,16 @@ def judge_checkpoint(
     progress: Progress = lambda text: None,
     original: Source | None = None,
     layers: str | None = None,
+    most: float | None = None,
 ) -> CheckpointReport:
     """Judge dsv4_mlx on token ids [S] in this type, by default the config's; with an `original`, of which `source` is a
-    conversion, what the conversion did to it. Of a range of `layers`, "22-42", the others are passed. What is
-    done is kept in the folder `resume`, and a run that was ended goes on there; `again` is the command that judges so.
-    Raises BadInput."""
+    conversion, what the conversion did to it. Of a range of `layers`, "22-42", the others are passed. With `most` GiB
+    the run does not start where it would take more, and ends where it comes to more. What is done is kept in the folder
+    `resume`, and a run that was ended goes on there; `again` is the command that judges so. Raises BadInput,
+    BadEnvironment."""
     dtype = dtype or ("float32" if source.raw.get("torch_dtype") == "float32" else "bfloat16")
+    if most is not None:
+        refuse(most, *memory.needed(source, ids.numel(), original))
     stages = Conversions(original, source, ids, dtype) if original else Stages(source, ids, dtype)
     facts = {
         "family": source.reading.family.id,
@@ -59,16 +63,23 @@ def judge_checkpoint(
     report = CheckpointReport(str(source.folder), Verdict.INCONCLUSIVE, "", facts, environment or {})
     report.reproduce = again
     state = State(resume, facts | {"checkpoint": str(source.folder)}) if resume else None
-    started, ahead = time.monotonic(), Ahead()
+    started, ahead, ceiling = time.monotonic(), Ahead(), memory.Ceiling(most)
     try:
-        for one in (source, original):
-            if one:
+        with ceiling:
+            for one in filter(None, (source, original)):
                 one.refuse_twins()
-        _fill(report, stages, part, state, ahead, progress)
-        conclude(report)
+            _fill(report, stages, part, state, ahead, progress)
+            conclude(report)
     except CheckpointError as error:
         raise BadInput(str(error)) from error
     except KeyboardInterrupt as stop:
+        if ceiling.reached:
+            kept = f"what is done is kept in {resume}" if resume else "--resume DIR would have kept what was done"
+            done = f"{len(report.stages)} of {len(stages.all())} stages"
+            raise BadEnvironment(
+                f"The run came to {memory.peak():.1f} GiB after {done}, above --memory {most:g}; it was ended, {kept}. "
+                "Give more, or a smaller --count."
+            ) from stop
         by = f" by {stop}" if str(stop) else ""
         report.verdict = Verdict.INTERRUPTED
         report.sentence = f"Interrupted{by} after {len(report.stages)} of {len(stages.all())} stages."
@@ -77,6 +88,15 @@ def judge_checkpoint(
     report.clock["total_s"] = round(time.monotonic() - started, 2)
     report.clock["peak_gib"] = round(memory.peak(), 2)
     return report
+
+
+def refuse(most: float, need: float, stage: str) -> None:
+    """Raise BadInput where a run needs more memory than it may have, GiB."""
+    if need > most:
+        raise BadInput(
+            f"This run needs about {need:.1f} GiB, most of it for {stage}, which is above --memory {most:g}; "
+            "give more, or a smaller --count."
+        )
 
 
 def _fill(
