@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import re
 from dataclasses import dataclass, field
 from typing import NamedTuple
@@ -41,7 +42,7 @@ class Place(NamedTuple):
         return f"{self.name}.{self.leaf}" if self.leaf else self.name
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Family:
     """One family of checkpoints.
 
@@ -65,28 +66,33 @@ class Family:
 
     def places(self, name: str, groups: int) -> list[Place]:
         """Where the tensor of a published name lies here, in the order of its rows; without prefix."""
-        owner, leaf = (name[:-7], "weight") if name.endswith(".weight") else (name, "")
-        found = BLOCK.fullmatch(owner)
-        if not found:
-            return [Place(self.top.get(owner, owner), None, (0, 1), leaf)]
-        kind, number, local = found.groups()
-        if kind == "mtp" and self.mtp_as_published:
-            return [Place(owner, None, (0, 1), leaf)]
-        expert = EXPERT.match(local)
-        key = f"ffn.experts.{{e}}.{local[expert.end() :]}" if expert else local
-        spot = self.block.get(key, key)
-        if isinstance(spot, str):
-            spot = Spot(spot, leaf=leaf)
-        before = f"{kind}.{number}."
-        index = int(expert[1]) if expert and spot.stacked else None
-        if spot.divided:
-            return [Place(before + spot.name.format(g=g), None, spot.part, spot.leaf) for g in range(groups)]
-        at = spot.name.replace("{e}", expert[1]) if expert else spot.name
-        return [Place(before + at, index, spot.part, spot.leaf)]
+        return [*_places(self, name, groups)]
 
     def written(self, tensor: str) -> str:
         """The whole name of a tensor in a folder of this family."""
         return tensor if tensor.startswith(("mtp.", *self.bare)) else self.prefix + tensor
+
+
+@functools.lru_cache(maxsize=1 << 14)  # whoever builds small models by the hundred asks for the same names
+def _places(family: Family, name: str, groups: int) -> list[Place]:
+    owner, leaf = (name[:-7], "weight") if name.endswith(".weight") else (name, "")
+    found = BLOCK.fullmatch(owner)
+    if not found:
+        return [Place(family.top.get(owner, owner), None, (0, 1), leaf)]
+    kind, number, local = found.groups()
+    if kind == "mtp" and family.mtp_as_published:
+        return [Place(owner, None, (0, 1), leaf)]
+    expert = EXPERT.match(local)
+    key = f"ffn.experts.{{e}}.{local[expert.end() :]}" if expert else local
+    spot = family.block.get(key, key)
+    if isinstance(spot, str):
+        spot = Spot(spot, leaf=leaf)
+    before = f"{kind}.{number}."
+    index = int(expert[1]) if expert and spot.stacked else None
+    if spot.divided:
+        return [Place(before + spot.name.format(g=g), None, spot.part, spot.leaf) for g in range(groups)]
+    at = spot.name.replace("{e}", expert[1]) if expert else spot.name
+    return [Place(before + at, index, spot.part, spot.leaf)]
 
 
 def plain(name: str) -> str:

@@ -5,7 +5,6 @@ from collections.abc import Collection, Iterator, Sequence
 from numbers import Integral
 
 import mlx.core as mx
-from mlx_lm.tokenizer_utils import TokenizerWrapper
 
 from .errors import UsageError
 from .model import Model
@@ -183,8 +182,10 @@ def generate(
     The end token is left out. ``eos_token_ids`` is the tokenizer's where None is given. ``verbose`` prints the text as
     it comes, then speed and accepted drafts. ``options`` and UsageError are those of ``TokenStream``.
     """
-    if tokenizer is not None and not isinstance(tokenizer, TokenizerWrapper):
-        tokenizer = TokenizerWrapper(tokenizer)
+    if tokenizer is not None:
+        from mlx_lm.tokenizer_utils import TokenizerWrapper  # brings transformers, which only text needs
+
+        tokenizer = tokenizer if isinstance(tokenizer, TokenizerWrapper) else TokenizerWrapper(tokenizer)
     if eos_token_ids is None:
         eos_token_ids = tokenizer.eos_token_ids if tokenizer else ()
     stream = TokenStream(model, _encoded(tokenizer, prompt), eos_token_ids=eos_token_ids, **options)
@@ -219,7 +220,7 @@ def generate(
     return text if detokenizer else tokens
 
 
-def _encoded(tokenizer: TokenizerWrapper | None, prompt: str | Sequence[int] | mx.array):
+def _encoded(tokenizer, prompt: str | Sequence[int] | mx.array):
     if not isinstance(prompt, str):
         return prompt
     if tokenizer is None:

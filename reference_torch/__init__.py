@@ -2,8 +2,20 @@
 
 from dsv4_checkpoints import CheckpointError
 
-from .checkpoint import build, load
+from .checkpoint import Decoded, build, decoded, load
 from .config import Config, ConfigError, Options
 from .model import Model, MTPState, State
 
-__all__ = ["CheckpointError", "Config", "ConfigError", "MTPState", "Model", "Options", "State", "build", "load"]
+__all__ = [
+    "CheckpointError",
+    "Config",
+    "ConfigError",
+    "Decoded",
+    "MTPState",
+    "Model",
+    "Options",
+    "State",
+    "build",
+    "decoded",
+    "load",
+]

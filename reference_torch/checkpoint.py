@@ -4,7 +4,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import torch
@@ -45,6 +45,30 @@ def build(
     hyper-connections, sinks, ape, router biases, compressor projections and the output head stay wide, as published
     (spec 2). MTP blocks that the checkpoint lacks are not there.
     """
+    return decoded(config, tensors, dtype, settings).model(options)
+
+
+@dataclass
+class Decoded:
+    """What models of one checkpoint are made of: the parameters by published name, and how each was stored."""
+
+    config: Config
+    values: dict[str, Tensor]
+    kinds: dict[str, str]
+
+    def model(self, options: Options | None = None) -> Model:
+        """A new model, which shares the parameters with others from here."""
+        model = Model(self.config, options)
+        modules = dict(model.named_modules())
+        for name, value in self.values.items():
+            _give(modules, name, value, self.kinds[name])
+        return model
+
+
+def decoded(
+    config: Config, tensors: dict[str, Tensor], dtype: torch.dtype, settings: Settings | None = None
+) -> Decoded:
+    """What `build` makes a model of, for whoever needs many. Raises CheckpointError."""
     reading = read(config, {name: Stored(DTYPES[t.dtype], tuple(t.shape)) for name, t in tensors.items()}, settings)
     for twin in reading.twins:
         if not torch.equal(*(tensors[name].contiguous().view(torch.uint8) for name in twin)):
@@ -52,9 +76,8 @@ def build(
     if reading.mtp_blocks != config.num_nextn_predict_layers:
         ratios = config.compress_ratios[: config.num_hidden_layers + reading.mtp_blocks]
         config = replace(config, num_nextn_predict_layers=reading.mtp_blocks, compress_ratios=ratios)
-    model = Model(config, options)
-    fill(model, reading, reading.places, tensors, dtype)
-    return model
+    values = {name: parameter(reading, name, tensors, dtype) for name in reading.places}
+    return Decoded(config, values, {name: _kind(reading, name) for name in values})
 
 
 def fill(
@@ -71,12 +94,19 @@ def fill(
     """
     modules = dict(module.named_modules())
     for name in names:
-        owner, _, leaf = parameter_name(name.removeprefix(prefix)).rpartition(".")
-        if isinstance(modules[owner], Linear):
-            kind = reading.formats[reading.places[name][0].name].kind
-            modules[owner].stored = kind if kind in ("fp8", "fp4") else "float"
         value = parameter(reading, name, tensors, dtype)
-        modules[owner]._parameters[leaf] = nn.Parameter(value, requires_grad=False)
+        _give(modules, name.removeprefix(prefix), value, _kind(reading, name))
+
+
+def _give(modules: dict[str, nn.Module], name: str, value: Tensor, kind: str) -> None:
+    owner, _, leaf = parameter_name(name).rpartition(".")
+    if isinstance(modules[owner], Linear):
+        modules[owner].stored = kind if kind in ("fp8", "fp4") else "float"
+    modules[owner]._parameters[leaf] = nn.Parameter(value, requires_grad=False)
+
+
+def _kind(reading: Reading, name: str) -> str:
+    return reading.formats[reading.places[name][0].name].kind
 
 
 def parameter(

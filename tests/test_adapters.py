@@ -162,6 +162,7 @@ def test_dsv4_mlx(tmp_path):
     assert facts["class"] == "dsv4_mlx.model.Model"
     assert Path(facts["file"]).read_text().splitlines()[facts["line"] - 1].startswith("class Model")
     assert facts["versions"]["mlx"] == installed_version("mlx")
+    assert not {"transformers", "torch"} & facts["versions"].keys()  # two seconds a start, for nothing
 
 
 def test_a_lone_file_is_driven_by_mlx_lms_loader(tmp_path):

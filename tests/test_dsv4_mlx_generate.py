@@ -42,9 +42,10 @@ class Decoding:
         ids = list(prompt)
         for _ in range(new):
             if tuple(ids) not in self.known:
-                logits = np.sort(np.array(self.model(mx.array([ids]))[0, -1]))
-                assert logits[-1] - logits[-2] > 1e-5
-                self.known[tuple(ids)] = self.model(mx.array([ids]))[0, -1].argmax().item()
+                logits = np.array(self.model(mx.array([ids]))[0, -1])
+                least, most = np.sort(logits)[-2:]
+                assert most - least > 1e-5
+                self.known[tuple(ids)] = int(logits.argmax())
             ids.append(self.known[tuple(ids)])
         return ids[len(prompt) :]
 
@@ -202,10 +203,12 @@ def test_max_tokens_inside_a_draft(one_block, max_tokens, right):
     assert next(stream, None) is None
 
 
+# The first eight tokens end a stream at every place in a draft of six, and in the first call after it.
 @pytest.mark.parametrize("right", DRAFTS.values(), ids=DRAFTS)
-def test_end_token_inside_a_draft(one_block, right):
+@pytest.mark.parametrize("among", [8, pytest.param(NEW, marks=pytest.mark.slow)])
+def test_end_token_inside_a_draft(one_block, right, among):
     true = one_block.greedy(PROMPT[:9])
-    for end in sorted({*true}):
+    for end in sorted({*true[:among]}):
         stream = one_block.stream(9, right, draft_tokens=6, eos_token_ids=[end])
         assert tokens(stream) == true[: true.index(end) + 1]
     unused = next(i for i in range(48) if i not in true)

@@ -10,7 +10,8 @@ import pytest
 import torch
 
 from parity.cases.resources import fixtures_path
-from parity.gate.defects import catalogue
+from parity.gate.defects import Edit, catalogue
+from parity.gate.defects.patching import applied
 from parity.gate.diagnosis import patched_logits
 from parity.gate.filling import reference
 from parity.gate.matrix import judge
@@ -95,6 +96,28 @@ def test_seeds_draw_other_weights_and_the_same_seed_the_same(mechanism):
     first, again, other = probe.weights(0), probe.weights(0), probe.weights(1000)
     assert all(torch.equal(first[name], again[name]) for name in first)
     assert any(not torch.equal(first[name], other[name]) for name in first)
+
+
+@pytest.mark.parametrize(
+    ("file", "old", "new"),
+    [
+        ("checkpoint", "values = parts[place.leaf] if", "values = 2 * parts[place.leaf] if"),
+        ("experts", "self.limit = limit", "self.limit = 77.0"),
+    ],
+)
+def test_a_defect_shows_in_what_a_model_is_built_of(file, old, new):
+    """A probe's weights are read once, but not past a defect in how they are read, nor models built past one."""
+    family = reference(registry()["embedding"], 0)
+    draft = dataclasses.replace(KNOWN["D016"], id="X999", reference=(Edit(file, old, new),))
+
+    def built():
+        layer = family.side("float32").model.layers[0]
+        return layer.attn.attn_sink.tolist(), layer.attn_norm.weight.tolist(), layer.ffn.shared_experts.limit
+
+    before = built()
+    with applied([draft], "reference_torch"):
+        assert built() != before
+    assert built() == before
 
 
 def test_a_patched_reference_without_defects_is_the_reference():

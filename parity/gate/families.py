@@ -5,14 +5,15 @@ from __future__ import annotations
 import json
 from collections.abc import Callable
 from contextlib import nullcontext
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
+from types import FunctionType
 
 import torch
 from safetensors.torch import save_file
 from torch import Tensor
 
-from reference_torch import MTPState
+from reference_torch import Decoded, MTPState, checkpoint
 
 from ..judging import oracle, undecided
 from ..judging.sides import TorchSide
@@ -43,10 +44,19 @@ class Family:
     clear: Tensor
     spelling: str = "F1"
     simulation: str = "none"
+    decoded: dict[tuple, Decoded] = field(default_factory=dict, init=False, repr=False)
 
     def side(self, dtype: str) -> TorchSide:
-        """The reference with this checkpoint."""
-        return TorchSide(self.probe.config, options(self.simulation), self.tensors, dtype)
+        """The reference as it is at this moment, with whatever defects are in it. Plain weights are read once, which
+        takes most of the time of a small model; what is read of packed ones many functions decide."""
+        side = TorchSide(self.probe.config, options(self.simulation), self.tensors, dtype)
+        if "quantization_config" not in self.probe.config:
+            reading = [one.__code__ for one in vars(checkpoint).values() if isinstance(one, FunctionType)]
+            key = dtype, side.config, *reading
+            if key not in self.decoded:
+                self.decoded[key] = side.decoded
+            side.decoded = self.decoded[key]
+        return side
 
     def write(self, folder: Path) -> Path:
         """The probe's checkpoint as a folder on disk, as published ones are laid out, or in another family's names."""

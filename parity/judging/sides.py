@@ -41,8 +41,12 @@ class TorchSide:
         return reference_torch.Config.from_dict(self.raw)
 
     @cached_property
+    def decoded(self) -> reference_torch.Decoded:
+        return reference_torch.decoded(self.config, self.tensors, self.dtype)
+
+    @cached_property
     def model(self) -> reference_torch.Model:
-        return reference_torch.build(self.config, self.tensors, self.dtype, reference_torch.Options(**self.options))
+        return self.decoded.model(reference_torch.Options(**self.options))
 
     def array(self, x: Tensor) -> Tensor:
         """Activations in the run's type."""
