@@ -115,7 +115,9 @@ class CacheMachine(RuleBasedStateMachine):
 
     def fail(self, what: str, raised: bool):
         past = ", ".join(self.current.done) if self.current else ""
-        self.lives.fail(Broken([*self.done], f"After {past or 'nothing'}: {what.rstrip('.')}", raised))
+        suspect, self.lives.suspect = self.lives.suspect, None
+        said = f"After {past or 'nothing'}: {what.rstrip('.')}"
+        self.lives.fail(Broken([*self.done], said, raised, None if raised else suspect))
 
     def keep(self, session: Session):
         self.current = session
