@@ -18,7 +18,18 @@ CHECKPOINT = "model.flash"  # the probe whose checkpoint lives, and is confirmed
 # Requests, lives in each, operations in each life: a request must end within the limit of time.
 WORK = {"quick": (1, 4, 15), "full": (10, 6, 30), "exhaustive": (50, 10, 30)}
 # The keys of cache_offers.OFFERS, whose module takes seconds to import.
-OFFERED = ("branch", "trim", "save_and_restore", "weigh", "merge", "extract", "filter", "extend", "ragged")
+OFFERED = (
+    "branch",
+    "trim",
+    "save_and_restore",
+    "weigh",
+    "merge",
+    "extract",
+    "filter",
+    "extend",
+    "ragged",
+    "ragged_left",
+)
 
 
 UNCLEAR = "its lives differ, each time asked, where a choice of experts or rows hangs by a rounding"

@@ -94,6 +94,8 @@ class LifeSearch:
         verdict, failure = Verdict.PARITY, None
         if not sum(lives.tokens for lives in done) and broken is None:
             verdict = Verdict.COVERAGE_GAP
+        if any(lives.lacking for lives in done):  # this project's own port offers everything
+            verdict = Verdict.COVERAGE_GAP
         if broken is not None:
             verdict = Verdict.CRASHED if broken.raised else Verdict.DIVERGES
             failure = Failure(
