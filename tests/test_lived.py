@@ -12,10 +12,14 @@ import torch
 from parity.candidates import told
 from parity.cases.strategies import checkpoint_tensors
 from parity.gate import lives as gate_lives
+from parity.gate.defects import catalogue
+from parity.gate.defects.patching import applied
 from parity.jobs.lives import examined, port
 from parity.judging.lived import SAMPLE, Examined, Lived
 from parity.judging.runs import Runs
+from parity.judging.sides import MLXSide
 from parity.judging.tolerance import measure
+from parity.lives.exploring import explore
 from parity.lives.limits import Limits
 from parity.lives.port import Lives, Port
 from parity.pairs import registry
@@ -140,3 +144,31 @@ def test_lives_that_never_end_being_unclear_are_no_pass(lived, monkeypatch):
 def test_a_port_needs_limits():
     with pytest.raises(TypeError, match="limits"):
         Port(None, 48)
+
+
+def itself(seed=0):
+    """dsv4_mlx as the gate drives other people's ports: held to one call of its own, under limits handed in."""
+    sound = Lived(CONFIG, checkpoint_tensors(CONFIG, seed, "float32"), "float32", itself=True)
+    model = MLXSide(CONFIG, {}, sound.tensors, "float32").model
+    return Lives(Port(model, CONFIG["vocab_size"], Limits(sound.limit, sound.scale))), sound
+
+
+@pytest.mark.parametrize("seed", [0, pytest.param(1, marks=pytest.mark.slow)])
+def test_a_sound_port_held_to_itself_is_green(seed):
+    lives, _ = itself(seed)
+    explore(lives, 3 if seed == 0 else 100, 20, seed, shrink=False)
+    assert lives.broken is None
+    assert 0 < lives.ratio < 1
+
+
+@pytest.mark.parametrize("name", ["D033", pytest.param("D050-overlap", marks=pytest.mark.slow), "D061"])
+def test_a_defect_between_calls_is_confirmed_where_a_port_is_held_to_itself(name):
+    with applied([catalogue()[name]], "dsv4_mlx"):
+        lives, sound = itself()
+        broken = explore(lives, 30, 20, 0, shrink=False).broken
+    assert broken is not None
+    if not broken.raised:
+        ids, ratio = broken.suspect
+        found = sound.examine(ids)
+        assert found.clear[-1]
+        assert ratio * sound.limit > found.limit
