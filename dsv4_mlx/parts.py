@@ -5,6 +5,7 @@ from pathlib import Path
 
 import mlx.core as mx
 import mlx.nn as nn
+from mlx.utils import tree_flatten
 
 from . import norm
 from .block import Block
@@ -88,10 +89,12 @@ class Parts:
         pack(module, {name.removeprefix(prefix): kind for name, kind in packed.items()})
         module.load_weights([(name.removeprefix(prefix), value) for name, value in found.items()], strict=True)
         cast_parameters(module, self.dtype)
+        del found  # with the open files, so that one parameter's pieces are in memory at a time
+        self.tensors.forget()
         try:  # MLX reads late, as soon as a value is looked at
-            mx.eval(module.parameters())
+            for _, value in tree_flatten(module.parameters()):
+                mx.eval(value)
         except RuntimeError as error:
             raise UsageError(f"The tensors of {wanted[0]} cannot be read ({reason(error)}).") from error
         refuse_damage(module)
-        self.tensors.forget()
         return module

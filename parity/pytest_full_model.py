@@ -12,13 +12,14 @@ import pytest
 
 MARK = "full_model"
 REPORT = pytest.StashKey[object]()
-HOW = "name a checkpoint: pytest -m full_model --checkpoint DIR [--tokens FILE|TEXT] [--resume DIR]"
+HOW = "name a checkpoint: pytest -m full_model --checkpoint DIR [--original DIR] [--tokens FILE|TEXT]"
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
     """Add the options."""
     group = parser.getgroup("parity full model", "judging a whole checkpoint")
     group.addoption("--checkpoint", metavar="DIR", help="judge this folder, as `parity checkpoint DIR` does")
+    group.addoption("--original", metavar="DIR", help="what the checkpoint is a conversion of")
     group.addoption("--tokens", metavar="WHAT", help="ids or text, as of `parity checkpoint`")
     group.addoption("--resume", metavar="DIR", help="keep what is done in this folder, and go on from there")
 
@@ -50,20 +51,21 @@ class Run(pytest.Collector):
     """All stages of one checkpoint."""
 
     def collect(self) -> list[pytest.Item]:
-        folder = self.config.getoption("--checkpoint")
+        folder, original = (self.config.getoption(f"--{name}") for name in ("checkpoint", "original"))
         if folder is None:
             return [StageItem.from_parent(self, name="how to run it")]
         from pathlib import Path
 
         from .errors import BadInput
         from .streamed.source import Source
-        from .streamed.stages import names_of
+        from .streamed.stages import FILES, names_of
 
         try:
-            names = names_of(Source(Path(folder)).config)
+            names = names_of(Source(Path(folder), complain=original is None).config)
         except BadInput as error:
             raise pytest.UsageError(str(error)) from error
-        return [StageItem.from_parent(self, name=name) for name in (*names, "text")]
+        files = [FILES] * (original is not None)
+        return [StageItem.from_parent(self, name=name) for name in (*files, *names, "text")]
 
     def report(self):
         """The run's report, made once."""
@@ -82,11 +84,13 @@ class Run(pytest.Collector):
 
         if hasattr(self.config, "workerinput"):
             return StageFailed("A whole checkpoint needs the machine to itself; run without -n.")
-        folder, tokens, resume = (self.config.getoption(f"--{name}") for name in ("checkpoint", "tokens", "resume"))
+        folder, original, tokens, resume = (
+            self.config.getoption(f"--{name}") for name in ("checkpoint", "original", "tokens", "resume")
+        )
         capture = self.config.pluginmanager.getplugin("capturemanager")
         with capture.global_and_fixture_disabled(), Progress() as progress:
             try:
-                return judged(folder, tokens, COUNT, None, resume, check_environment(), progress)
+                return judged(folder, tokens, COUNT, None, resume, check_environment(), progress, original)
             except ParityError as error:
                 return StageFailed(str(error))
 

@@ -110,22 +110,36 @@ def _kind(reading: Reading, name: str) -> str:
 
 
 def parameter(
-    reading: Reading, name: str, tensors: Mapping[str, Tensor], dtype: torch.dtype, rows: slice | None = None
+    reading: Reading,
+    name: str,
+    tensors: Mapping[str, Tensor],
+    dtype: torch.dtype,
+    rows: slice | None = None,
+    out: Tensor | None = None,
 ) -> Tensor:
     """The values of a published name, decoded, in the type in which a model of `dtype` has them; of a matrix in one
-    piece, whose rows are stored one by one, these rows alone. Raises CheckpointError."""
+    piece, whose rows are stored one by one, these rows alone. `out`, float32 of the name's shape, is memory that they
+    may be decoded into. Raises CheckpointError."""
     places, slot = reading.places[name], reading.slots[name]
     if name.endswith(".tid2eid"):
         experts = reading.slots[name.removesuffix("tid2eid") + "weight"].shape[0]
         return _expert_table(reading, places[0], tensors, experts).reshape(slot.shape)
     kind = reading.formats[places[0].name]
-    value = torch.cat([_rows(reading, place, kind, tensors, rows) for place in places])
+    if kind.kind != "float" and len(places) == 1 and places[0].part == (0, 1):
+        value = _rows(reading, places[0], kind, tensors, rows, out)
+    else:  # which also copies: no parameter shares memory with a tensor of the checkpoint
+        value = torch.cat([_rows(reading, place, kind, tensors, rows) for place in places])
     value = value.to(dtype if slot.is_matrix and not _is_wide(name) else torch.promote_types(dtype, torch.float32))
     return value.reshape(-1, *slot.shape[1:]) if rows else value.reshape(slot.shape)
 
 
 def _rows(
-    reading: Reading, place: Place, kind: Format, tensors: Mapping[str, Tensor], rows: slice | None = None
+    reading: Reading,
+    place: Place,
+    kind: Format,
+    tensors: Mapping[str, Tensor],
+    rows: slice | None = None,
+    out: Tensor | None = None,
 ) -> Tensor:
     """The rows that lie at a place, decoded. Raises CheckpointError for what is not finite."""
     parts = {leaf: tensors[name] for leaf, name in reading.parts(place).items()}
@@ -134,8 +148,8 @@ def _rows(
     if place.index is not None:
         parts = {leaf: value[place.index] for leaf, value in parts.items()}
     name = reading.names[place.tensor]
-    values = parts[place.leaf] if kind.kind == "float" else decode(parts, kind)
-    if not torch.isfinite(values).all():
+    values = parts[place.leaf] if kind.kind == "float" else decode(parts, kind, out)
+    if not _finite(values):
         if kind.kind == "float":
             raise CheckpointError(f"tensor '{name}' holds values that are not finite; it is damaged.")
         raise CheckpointError(f"tensor '{name}' decodes to values that are not finite; its scale or data is damaged.")
@@ -143,6 +157,12 @@ def _rows(
         values = values.flatten(0, 1)
     part, count = place.part
     return values if count == 1 else values.unflatten(0, (count, -1))[part]
+
+
+def _finite(values: Tensor) -> bool:
+    """Whether all values are finite. A finite sum says so in a thirtieth of the time; another may have overflowed."""
+    summed = values.is_floating_point() and values.itemsize > 1 and torch.isfinite(values.sum())
+    return bool(summed or torch.isfinite(values).all())
 
 
 def parameter_name(name: str) -> str:

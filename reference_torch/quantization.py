@@ -37,24 +37,35 @@ def decode_fp8(weight: Tensor, scale: Tensor, block: int = 128) -> Tensor:
     return weight.float() * tiles
 
 
-def decode_fp4(packed: Tensor, scale: Tensor, group: int = 32) -> Tensor:
+def decode_fp4(packed: Tensor, scale: Tensor, group: int = 32, out: Tensor | None = None) -> Tensor:
     """Two e2m1 codes a byte, the low nibble first, one scale for 32 elements of a row (spec 12.3).
 
-    packed [out, in/2] int8, scale [out, in/32] -> [out, in] float32.
+    packed [out, in/2] int8, scale [out, in/32] -> [out, in] float32, in the memory of ``out`` if it is given: that of a
+    published matrix, 33 MB, costs more to get from the system than to fill.
     """
     pairs = e2m1(torch.stack((torch.arange(256) & 15, torch.arange(256) >> 4), -1))  # both values of every byte
     # A pair is looked up as one element of eight bytes: a published layer has three billion of them.
-    value = pairs.view(torch.float64)[:, 0].index_select(0, packed.view(torch.uint8).flatten().int())
-    value = value.view(torch.float32).view(len(packed), -1)
-    return value * decode_scale(scale).repeat_interleave(group, -1)[:, : value.shape[-1]]
+    value = torch.empty(len(packed), 2 * packed.shape[-1]) if out is None else out
+    index = packed.view(torch.uint8).flatten().int()
+    torch.index_select(pairs.view(torch.float64)[:, 0], 0, index, out=value.view(torch.float64).flatten())
+    return _scaled(value, decode_scale(scale), group)
 
 
-def decode(parts: dict[str, Tensor], stored: Format) -> Tensor:
-    """The values of matrices [..., out, in] from their tensors weight, scale or scales, biases: float32."""
+def _scaled(value: Tensor, scale: Tensor, group: int) -> Tensor:
+    """Rows [out, in] times the scale of each group of columns, in place; the last group may be a part."""
+    if value.shape[-1] % group:
+        return value.mul_(scale.repeat_interleave(group, -1)[:, : value.shape[-1]])
+    value.unflatten(-1, (-1, group)).mul_(scale[..., None])
+    return value
+
+
+def decode(parts: dict[str, Tensor], stored: Format, out: Tensor | None = None) -> Tensor:
+    """The values of matrices [..., out, in] from their tensors weight, scale or scales, biases: float32, where that is
+    supported in the memory of ``out``."""
     if stored.kind == "fp8":
         return decode_fp8(parts["weight"].view(torch.float8_e4m3fn), parts["scale"])
     if stored.kind == "fp4":
-        return decode_fp4(parts["weight"], parts["scale"])
+        return decode_fp4(parts["weight"], parts["scale"], out=out)
     return decode_mlx(parts["weight"], parts["scales"], parts.get("biases"), stored)
 
 

@@ -195,7 +195,7 @@ SABOTAGES = [
     Sabotage(
         "weights need not be finite",
         "reference_torch/checkpoint.py",
-        "if not torch.isfinite(values).all():",
+        "if not _finite(values):",
         "if False:",
         "tests/test_golden.py -k weights_that_are_not_finite",
     ),
@@ -369,6 +369,27 @@ SABOTAGES = [
         'alone = block.observed(given["input"], ids, calls, paths, embed)',
         'alone = block.observed(given.get("candidate", given["input"]), ids, calls, paths, embed)',
         "tests/test_checkpoint_run.py -k judged_alone",
+    ),
+    Sabotage(
+        "rounding explains every tensor of a conversion",
+        "parity/conversion/weights.py",
+        "return max(self.beyond, self.gain_beyond)",
+        "return 0.0",
+        "tests/test_conversions.py -k rounding_does_not_explain",
+    ),
+    Sabotage(
+        "experts that no token chose are not compared with the original's",
+        "parity/conversion/block.py",
+        "if name not in self.weights.found:",
+        "if False:",
+        "tests/test_conversions.py -k no_token_chose",
+    ),
+    Sabotage(
+        "what no program can load of a conversion is passed over",
+        "parity/conversion/stages.py",
+        'return diverges(stage, "; ".join(told)) if told else stage',
+        "return stage",
+        "tests/test_conversions.py -k rounding_does_not_explain",
     ),
 ]
 

@@ -26,6 +26,7 @@ from dsv4_mlx.cache import LayerCache
 from dsv4_mlx.parts import Parts
 from parity import cli
 from parity.cases.resources import fixtures_path
+from parity.commands.progress import Progress
 from parity.gate.defects import catalogue
 from parity.gate.defects.patching import applied
 from parity.jobs.checkpoint import judge_checkpoint
@@ -118,6 +119,22 @@ def test_experts_are_read_once_for_all_runs_and_only_those_that_are_chosen(check
     assert read == chosen
     assert len(chosen) < source.config.n_routed_experts
     assert torch.equal(found[0].taps["streams"], found[2].taps["streams"])
+
+
+def test_an_expert_takes_the_memory_of_the_last_and_its_values_are_right(checkpoint):
+    """In each type its matrices are what the whole model holds, rounded to the type and kept wide."""
+    folder = checkpoint("F1")
+    source, whole = Source(folder), reference_torch.load(folder, torch.float32)
+    block, places = reference.StreamedBlock(source, 3), set()
+    for index in (5, 2):
+        given = block.expert(index)
+        for dtype in (torch.float32, torch.bfloat16, torch.float64):
+            for leaf in ("w1", "w2", "w3"):
+                value = getattr(given(dtype), leaf).weight
+                expected = getattr(whole.layers[3].ffn.experts[index], leaf).weight.to(dtype)
+                assert torch.equal(value, expected.to(value.dtype))
+                places.add(value.data_ptr())
+    assert len(places) == 9
 
 
 def test_what_a_run_raises_is_raised(checkpoint):
@@ -250,6 +267,12 @@ def test_kill_9_at_any_moment(checkpoint, tmp_path, seed):
     subprocess.run(command, check=True, capture_output=True)
     without = [{**json.loads(path.read_text()), "clock": None, "environment": None} for path in (whole, resumed)]
     assert json.dumps(without[0]) == json.dumps(without[1])
+
+
+@pytest.fixture(autouse=True)
+def silent(monkeypatch):
+    """On a busy machine no line says what is being done."""
+    monkeypatch.setattr(Progress, "EVERY", float("inf"))
 
 
 def run(capsys, *arguments):

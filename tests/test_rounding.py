@@ -9,7 +9,7 @@ import torch.nn.functional as F
 from helpers import tiny, token_ids
 
 from parity.cases.strategies import checkpoint_tensors
-from parity.judging.rounding import MOST_PIECES, OtherRounding
+from parity.judging.rounding import MOST_PIECES, OtherBlocks, OtherRounding
 from reference_torch import Config, build
 
 TERMS = 200
@@ -158,3 +158,51 @@ def test_subnormal_results_are_flushed():
     assert (low.exp() > 0).all()
     with OtherRounding(0, False):
         assert (low.exp() > 0).tolist() == [False, True]
+
+
+# --- blocks of neighbouring columns --------------------------------------------------------------------------
+
+
+def matrices(columns=1024):
+    random = torch.Generator().manual_seed(2)
+    return torch.randn(16, columns, generator=random), torch.randn(256, columns, generator=random)
+
+
+def spread(mode, x, weight):
+    """RMS of how far a float32 product lies from exact, over 20 draws."""
+    exact, found = F.linear(x.double(), weight.double()), []
+    for seed in range(20):
+        with mode(seed):
+            found.append((F.linear(x, weight).double() - exact).square().mean())
+    return torch.stack(found).mean().sqrt().item()
+
+
+@pytest.mark.parametrize("kind", ["normal", "outliers", "positive"])
+def test_blocks_of_columns_round_as_far_as_gathered_columns(kind):
+    """A limit that comes from either is the same to within a factor that no rule notices."""
+    x, weight = matrices()
+    if kind == "outliers":
+        x[:, :5] *= 50
+    if kind == "positive":
+        x, weight = x.abs(), weight.abs()
+    blocks, gathered = (spread(lambda seed, m=m: m(seed, False), x, weight) for m in (OtherBlocks, OtherRounding))
+    assert 0.8 < blocks / gathered < 1.6
+    plain = (F.linear(x, weight).double() - F.linear(x.double(), weight.double())).square().mean().sqrt().item()
+    assert blocks < 1.2 * max(plain, gathered)  # the limit takes the largest of the baseline and the null
+
+
+@SEQUENTIAL
+def test_blocks_are_other_sums_of_the_same_products(sequential):
+    x, weight = matrices()
+    plain, found = F.linear(x, weight), []
+    for seed in (3, 3, 4):
+        with OtherBlocks(seed, sequential):
+            found.append(F.linear(x, weight))
+    assert torch.equal(found[0], found[1])
+    assert not torch.equal(found[0], found[2])
+    assert not torch.equal(found[0], plain)
+    whole = torch.randint(-50, 50, (7, 40)).float(), torch.randint(-50, 50, (5, 40)).float()
+    for columns in (0, 1, 2, 3, 40):
+        a, b = (operand[:, :columns] for operand in whole)
+        with OtherBlocks(1, sequential):
+            assert torch.equal(F.linear(a, b), a @ b.T)

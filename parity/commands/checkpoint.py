@@ -1,4 +1,5 @@
-"""`parity checkpoint`: does this checkpoint, of any size, compute in MLX what the reference computes from it?"""
+"""`parity checkpoint`: does this checkpoint, of any size, compute in MLX what the reference computes from it, or from
+what it was converted from?"""
 
 from __future__ import annotations
 
@@ -21,6 +22,7 @@ from .progress import Progress
 EPILOG = """\
 examples:
   parity checkpoint DeepSeek-V4-Flash-4bit
+  parity checkpoint DeepSeek-V4-Flash-4bit --original DeepSeek-V4-Flash
   parity checkpoint DeepSeek-V4-Flash --tokens letter.txt --count 2048 --resume flash.run --json flash.json
   parity fixture --family F2 tiny-f2 && parity checkpoint tiny-f2          a checkpoint of a few hundred kB, to try it
 
@@ -29,7 +31,13 @@ block (4 GB of Flash) does: 160 GB take as long as reading them and computing ev
 The reference and dsv4_mlx decode the same files. Each block is judged alone, on the reference's streams: its attention,
 its experts, its streams, and every choice of experts and rows; the prompt in one call, the last tokens one by one on
 the warm cache. What became of the whole text on each one's own path stands beside it and decides nothing. With --resume
-a run that was ended goes on where it was. `pytest -m full_model --checkpoint DIR` is the same as tests, one a stage.
+a run that was ended goes on where it was.
+
+With --original the question is what a conversion did: every tensor is held to what honest rounding to its format leaves
+of the original's, group by group, and each block of dsv4_mlx on the conversion to the reference on the original, within
+what honestly rounded weights do there. A wrong scale, a swapped matrix, a table that moved is named.
+
+`pytest -m full_model --checkpoint DIR` is the same as tests, one a stage.
 """
 FILES = ("json", "markdown", "junit")
 COUNT = 256
@@ -46,6 +54,12 @@ def add(commands) -> None:
         epilog=EPILOG,
     )
     parser.add_argument("folder", metavar="DIR", help="a checkpoint: config.json and safetensors files")
+    parser.add_argument(
+        "--original",
+        type=shared.named,
+        metavar="DIR",
+        help="what DIR is a conversion of: judge what rounding explains, and name what it does not",
+    )
     parser.add_argument(
         "--tokens",
         metavar="WHAT",
@@ -73,7 +87,14 @@ def command(options: argparse.Namespace, started: float) -> int:
     environment = check_environment()
     with Progress() as progress:
         report = judged(
-            options.folder, options.tokens, options.count, options.dtype, options.resume, environment, progress
+            options.folder,
+            options.tokens,
+            options.count,
+            options.dtype,
+            options.resume,
+            environment,
+            progress,
+            options.original,
         )
     report.clock["total_s"] = round(time.monotonic() - started, 2)
     return outputs.end(report.verdict.exit_code, outputs.deliver(files(report, options, show=True)))
@@ -105,6 +126,7 @@ def judged(
     resume: str | None,
     environment: dict,
     progress: Callable[[str], None],
+    original: str | None = None,
 ):
     """The report. Raises BadInput."""
     import torch
@@ -115,16 +137,24 @@ def judged(
 
     if count < 2:
         raise BadInput("--count needs 2 tokens at least: one call, and one on a warm cache.")
-    source = Source(Path(folder))
+    if original is not None and Path(original).resolve() == Path(folder).resolve():
+        raise BadInput(f"{folder} is its own --original; give the folder that it was converted from.")
+    source = Source(Path(folder), complain=original is None)
+    first = Source(Path(original)) if original is not None else None
     ids = torch.from_numpy(read_ids(tokens, Path(folder), source.config.vocab_size, count))
     if len(ids) < 2:
         raise BadInput("--tokens gives a single token; give 2 at least: one call, and one on a warm cache.")
     if source.config.hidden_size <= WIDEST_ALONE:
         use_one_thread()
     again = ["parity", "checkpoint", folder, "--count", str(count)]
-    again += [word for name, value in (("--tokens", tokens), ("--dtype", dtype)) if value for word in (name, value)]
+    again += [
+        word
+        for name, value in (("--original", original), ("--tokens", tokens), ("--dtype", dtype))
+        if value
+        for word in (name, value)
+    ]
     return judge_checkpoint(
-        source, ids, dtype, Path(resume) if resume else None, environment, shlex.join(again), progress
+        source, ids, dtype, Path(resume) if resume else None, environment, shlex.join(again), progress, first
     )
 
 

@@ -1,5 +1,5 @@
-"""`parity checkpoint`: dsv4_mlx against the reference on one checkpoint, block by block in the memory of one (method,
-section 4)."""
+"""`parity checkpoint`: dsv4_mlx against the reference on one checkpoint, or on a conversion and its original, block by
+block in the memory of one (method, section 4)."""
 
 from __future__ import annotations
 
@@ -11,6 +11,7 @@ from torch import Tensor
 
 from dsv4_checkpoints import CheckpointError
 
+from ..conversion.stages import Conversions
 from ..errors import BadInput
 from ..results import Verdict, overall, plain
 from ..streamed.ahead import Ahead
@@ -30,11 +31,13 @@ def judge_checkpoint(
     environment: dict | None = None,
     again: str = "",
     progress: Progress = lambda text: None,
+    original: Source | None = None,
 ) -> CheckpointReport:
-    """Judge dsv4_mlx on token ids [S] in this type, by default the config's. What is done is kept in the folder
-    `resume`, and a run that was ended goes on there; `again` is the command that judges so. Raises BadInput."""
+    """Judge dsv4_mlx on token ids [S] in this type, by default the config's; with an `original`, of which `source` is a
+    conversion, what the conversion did to it. What is done is kept in the folder `resume`, and a run that was ended
+    goes on there; `again` is the command that judges so. Raises BadInput."""
     dtype = dtype or ("float32" if source.raw.get("torch_dtype") == "float32" else "bfloat16")
-    stages = Stages(source, ids, dtype)
+    stages = Conversions(original, source, ids, dtype) if original else Stages(source, ids, dtype)
     facts = {
         "family": source.reading.family.id,
         "layers": source.config.num_hidden_layers,
@@ -43,12 +46,16 @@ def judge_checkpoint(
         "decoded": stages.decoded,
         "dtype": dtype,
     }
+    if original:
+        facts |= {"original": str(original.folder), "original_family": original.reading.family.id}
     report = CheckpointReport(str(source.folder), Verdict.INCONCLUSIVE, "", facts, environment or {})
     report.reproduce = again
     state = State(resume, facts | {"checkpoint": str(source.folder), "ids": tensor_hash(ids)}) if resume else None
     started, ahead = time.monotonic(), Ahead()
     try:
-        source.refuse_twins()
+        for one in (source, original):
+            if one:
+                one.refuse_twins()
         _fill(report, stages, state, ahead, progress)
         _conclude(report)
     except CheckpointError as error:
@@ -69,15 +76,15 @@ def _fill(report: CheckpointReport, stages: Stages, state: State | None, ahead: 
     for index, (name, prefix, judge) in enumerate(every):
         kept = state.result(name) if state else None
         if kept is None:
-            if before is not None and not stages.streams:
+            if state and before is not None and not stages.streams:
                 stages.streams = state.streams(before)
             rest = len(every) - index
             left = f", {(time.monotonic() - began) / done * rest:.0f} s left" if done else ""
             progress(f"{index + 1} of {len(every)}: {name}{left}")
             ahead.stop()
-            ahead.start(stages.source.ranges(every[index + 1][1]) if index + 1 < len(every) else [])
+            ahead.start(stages.ranges(every[index + 1][1]) if index + 1 < len(every) else [])
             stage = judge()
-            stage.bytes = sum(size for *_, size in stages.source.ranges(prefix))
+            stage.bytes = sum(size for *_, size in stages.ranges(prefix))
             kept = {"stage": plain(stage), "text": plain(stages.text), "text_baseline": plain(stages.text_baseline)}
             done += 1
             if state:
@@ -92,12 +99,20 @@ def _conclude(report: CheckpointReport) -> None:
     """The verdict of all stages, and the first that deviates in a sentence."""
     report.verdict = overall([Verdict(stage["verdict"]) for stage in report.stages])
     facts = report.facts
+    original, count = facts.get("original"), len(report.stages)
     if report.verdict is Verdict.PARITY:
+        on = f"{facts['tokens']} tokens in {facts['dtype']}"
+        same = (
+            f"{report.checkpoint} is {original}, honestly rounded: in all {count} stages rounding explains every tensor"
+        )
         report.sentence = (
-            f"dsv4_mlx computes what the reference computes from {report.checkpoint}: all {len(report.stages)} stages "
-            f"agree on {facts['tokens']} tokens in {facts['dtype']}."
+            f"{same} and what dsv4_mlx makes of {on}."
+            if original
+            else f"dsv4_mlx computes what the reference computes from {report.checkpoint}: all {count} stages agree on "
+            f"{on}."
         )
         return
     bad = next(stage for stage in report.stages if stage["verdict"] == report.verdict.value)
     does = "fails" if report.verdict is Verdict.CRASHED else "deviates"
-    report.sentence = f"{bad['name']} ({bad['kind']}) is where dsv4_mlx {does} first: {bad['sentence']}."
+    who = "the conversion" if original and report.verdict is not Verdict.CRASHED else "dsv4_mlx"
+    report.sentence = f"{bad['name']} ({bad['kind']}) is where {who} {does} first: {bad['sentence']}."

@@ -52,6 +52,15 @@ RULES = {
     ),
 }
 
+CONVERSION = "conversion"  # of a type of its own: what honest rounding of the weights does is the null
+RULES[CONVERSION] = Rule(
+    rms=2.0,
+    maximum=3.0,
+    pooled=2.0,
+    reason="the null holds two honest roundings of the original's weights to the conversion's formats; another "
+    "honest one may leave twice their error in a group of weights, and so in what is computed from them",
+)
+
 EXACT = Rule(rms=0.0, maximum=0.0, pooled=0.0, reason="decoding and rounding are defined bit by bit")
 
 # The errors of one token's channels are not independent (one rounding early on reaches all of them), so the sample

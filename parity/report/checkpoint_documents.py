@@ -5,7 +5,7 @@ from __future__ import annotations
 from xml.etree.ElementTree import Element, SubElement
 
 from . import view
-from .checkpoint_table import HEADINGS, cells, text_rows
+from .checkpoint_table import WEIGHT_HEADINGS, cells, headings, measure_of, text_rows, weight_rows
 from .junit import closed
 from .markdown import fenced, listed, text
 
@@ -35,13 +35,20 @@ def markdown(document: dict) -> str:
         text(document["sentence"]),
     ]
     if document["stages"]:
-        heads = ["stage", "kind", *(heading.replace("\n", " ") for heading in HEADINGS), "verdict"]
-        sides = [":---", ":---", *["---:"] * len(HEADINGS), ":---"]
+        titles = [heading.replace("\n", " ") for heading in headings(document)]
+        heads = ["stage", "kind", *titles, "verdict"]
+        sides = [":---", ":---", *["---:"] * len(titles), ":---"]
         blocks.append(
             "\n".join(map(_row, [heads, sides, *([*map(text, cells(stage))] for stage in document["stages"])]))
         )
+    wrong = [text(f"{stage['name']}: {said}") for stage in document["stages"] for said in stage["wrong"]]
+    blocks += listed("What rounding does not explain", wrong)
+    if rows := weight_rows(document["stages"]):
+        heads = ["matrices", "stored as", *(heading.replace("\n", " ") for heading in WEIGHT_HEADINGS)]
+        sides = [":---", ":---", *["---:"] * len(WEIGHT_HEADINGS)]
+        blocks.append("\n".join(map(_row, [heads, sides, *([*map(text, row)] for row in rows)])))
     if document["text"]:
-        heads = ["next tokens", "dsv4_mlx", f"the reference in {document['facts']['dtype']}"]
+        heads = ["next tokens", "dsv4_mlx", measure_of(document)]
         rows = [[*map(text, row)] for row in text_rows(document)]
         blocks.append("\n".join(map(_row, [heads, [":---", "---:", "---:"], *rows])))
     blocks += listed("Notes", [text(note) for note in document["notes"]])
@@ -52,7 +59,7 @@ def markdown(document: dict) -> str:
 
 def _details(document: dict, stage: dict) -> str:
     again = [f"again: {document['reproduce']}"] if document["reproduce"] else []
-    return "\n".join([f"{stage['name']} ({stage['kind']}): {stage['sentence']}", *again])
+    return "\n".join([f"{stage['name']} ({stage['kind']}): {stage['sentence']}", *stage["wrong"], *again])
 
 
 def _row(values: list[str]) -> str:

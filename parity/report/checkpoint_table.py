@@ -16,6 +16,8 @@ HEADINGS = (
     "on its\nown path",
     "reference\non its own",
 )
+WEIGHT_HEADINGS = ("count", "lowest", "highest", "honest\nrounding", "error /\nlimit", "worst in")
+SQNR = (min, "sqnr_lowest"), (max, "sqnr"), (min, "sqnr_honest")
 TEXT = (
     ("kl", "KL divergence, mean", "{:.2e}"),
     ("kl_99", "KL divergence, 99th percentile", "{:.2e}"),
@@ -28,7 +30,9 @@ TEXT = (
 def show(document: dict, console: Console) -> None:
     """A row a stage, the text, what deviates, and the verdict last."""
     if document["stages"]:
-        console.print(stages_table(document["stages"]))
+        console.print(stages_table(document))
+    if weight_rows(document["stages"]):
+        console.print(weights_table(document["stages"]))
     if document["text"]:
         console.print(text_table(document))
     for note in document["notes"]:
@@ -36,6 +40,8 @@ def show(document: dict, console: Console) -> None:
     for stage in document["stages"]:
         if stage["verdict"] != "parity":
             console.print(f"{escape(stage['name'])}: {escape(stage['sentence'])}", style="red")
+            for said in stage["wrong"][1:]:
+                console.print(f"  {escape(said)}", style="red")
     verdict = document["verdict"]
     console.print(
         f"[bold {COLOURS.get(verdict, 'yellow')}]{verdict}[/] (exit {document['exit_code']}): "
@@ -43,12 +49,13 @@ def show(document: dict, console: Console) -> None:
     )
 
 
-def stages_table(stages: list[dict]) -> Table:
+def stages_table(document: dict) -> Table:
     """Each stage: what it takes in the files, the error over its limit, choices, and the error of each path."""
     table = Table(title="Each stage alone on the reference's streams, then each on its own path", title_justify="left")
     table.add_column("stage", no_wrap=True)
     table.add_column("kind", no_wrap=True)
-    for heading in HEADINGS:
+    stages = document["stages"]
+    for heading in headings(document):
         table.add_column(heading, justify="right")
     table.add_column("verdict", no_wrap=True)
     for stage in stages:
@@ -58,10 +65,54 @@ def stages_table(stages: list[dict]) -> Table:
     return table
 
 
+def weights_table(stages: list[dict]) -> Table:
+    """The kinds of matrices of all stages: in how many formats, their signal to quantisation noise, and the worst."""
+    table = Table(title="Weights: signal to quantisation noise against the original, in dB", title_justify="left")
+    table.add_column("matrices", no_wrap=True)
+    table.add_column("stored as")
+    for heading in WEIGHT_HEADINGS:
+        table.add_column(heading, justify="right")
+    for row in weight_rows(stages):
+        table.add_row(*map(escape, row))
+    return table
+
+
+def weight_rows(stages: list[dict]) -> list[list[str]]:
+    """A row a kind and format: count, lowest and highest SQNR, honest rounding's lowest, worst ratio and its stage; but
+    for kinds that are the original's, bit for bit."""
+    kinds: dict[tuple[str, str], list[tuple[dict, str]]] = {}
+    for stage in stages:
+        for row in stage["weights"]:
+            kinds.setdefault((row["what"], row["stored"]), []).append((row, stage["name"]))
+    return [
+        [
+            what,
+            stored,
+            str(sum(row["count"] for row, _ in found)),
+            *(_number(pick(map(float, (row[key] for row, _ in found))), "{:.1f}") for pick, key in SQNR),
+            _number(max(float(row["ratio"]) for row, _ in found), "{:.2f}"),
+            max(found, key=lambda one: float(one[0]["ratio"]))[1],
+        ]
+        for (what, stored), found in kinds.items()
+        if any(row["sqnr_lowest"] != "inf" for row, _ in found)
+    ]
+
+
+def headings(document: dict) -> tuple[str, ...]:
+    """HEADINGS, the last of which says whose the measure is."""
+    return (*HEADINGS[:-1], "rounding\non its own" if "original" in document["facts"] else HEADINGS[-1])
+
+
+def measure_of(document: dict) -> str:
+    """What dsv4_mlx is held to: the reference in the run's type, of a conversion with honestly rounded weights."""
+    facts = document["facts"]
+    return "honest rounding" if "original" in facts else f"the reference in {facts['dtype']}"
+
+
 def text_table(document: dict) -> Table:
     """Next tokens over the text, of dsv4_mlx and of the reference in the run's type, against the exact reference."""
     table = Table(title="Next tokens over the text, against the exact reference", title_justify="left")
-    for heading in ("", "dsv4_mlx", f"the reference in {document['facts']['dtype']}"):
+    for heading in ("", "dsv4_mlx", measure_of(document)):
         table.add_column(heading, justify="left" if not heading else "right")
     for row in text_rows(document):
         table.add_row(*row)

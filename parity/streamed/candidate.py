@@ -47,14 +47,27 @@ class Candidate:
         """What an MTP block takes for the embedding of its ids."""
         return self._part(self.parts.first).embed
 
-    def logits(self, streams: Tensor) -> Tensor:
-        """Streams [B, S, n, D] -> [B, S, V]. Raises CandidateRaised."""
+    def logits(self, streams: list[Tensor]) -> list[Tensor]:
+        """Of each streams [B, S, n, D], logits [B, S, V]. Raises CandidateRaised."""
         last = self._part(self.parts.last)
-        return raising(lambda: from_mlx(last(as_mlx(streams, self.dtype))))
+        return raising(lambda: [from_mlx(last(as_mlx(x, self.dtype))) for x in streams])
 
     def _part(self, load: Callable):
         with refused():
             return load()
+
+
+class Rows:
+    """Given rows of an embedding [1, S, D] for ids [1, S], in the run's type."""
+
+    def __init__(self, ids: Tensor, rows: Tensor, dtype: torch.dtype):
+        self.ids, first = ids[0].unique(return_inverse=True)
+        place = torch.zeros_like(self.ids).scatter(0, first, torch.arange(len(first)))
+        self.ids, self.rows = mx.array(self.ids.numpy()), as_mlx(rows[0, place], MLX[dtype])
+
+    def __call__(self, ids: mx.array) -> mx.array:
+        """The rows of ids [B, S] that are among the given ones."""
+        return self.rows[mx.argmax(ids[..., None] == self.ids, axis=-1)]
 
 
 def as_mlx(x: Tensor, dtype: mx.Dtype) -> mx.array:

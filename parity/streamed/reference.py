@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Hashable
 from contextlib import nullcontext
 from dataclasses import dataclass, field
 from functools import partial
@@ -20,9 +20,9 @@ from reference_torch.mtp import MTPBlock
 from reference_torch.norm import RMSNorm, wide
 
 from ..judging import oracle
-from ..judging.rounding import OtherRounding
+from ..judging.rounding import OtherBlocks
 from ..judging.taps import recording
-from .source import Source
+from .source import Cached, Source
 from .together import Run, run_together
 
 # What of a block is judged besides its streams, by the module's path.
@@ -44,6 +44,7 @@ class StreamedBlock:
         self.prefix = prefix_of(source.config, index)
         self.names = [name for name in source.names(self.prefix) if ".ffn.experts." not in name]
         self.filled: dict[torch.dtype, Block] = {}
+        self.memory: dict[tuple[torch.dtype | None, str], Tensor] = {}
 
     def copy(self, dtype: torch.dtype) -> Block:
         """A block with parameters in `dtype`, which it shares with the others of this type."""
@@ -63,10 +64,14 @@ class StreamedBlock:
         return block
 
     def expert(self, index: int) -> Callable[[torch.dtype], Expert]:
-        """A routed expert, decoded once, in whatever types it is asked for."""
+        """A routed expert, decoded once, in whatever types it is asked for: rounded to the type, and kept wide, as
+        each product wants it. Its memory becomes the next expert's."""
         config, reading = self.source.config, self.source.reading
-        names = {leaf: f"{self.prefix}ffn.experts.{index}.{leaf}.weight" for leaf in ("w1", "w2", "w3")}
-        decoded = {leaf: parameter(reading, name, self.source, torch.float32) for leaf, name in names.items()}
+        decoded = {}
+        for leaf in ("w1", "w2", "w3"):
+            name = f"{self.prefix}ffn.experts.{index}.{leaf}.weight"
+            memory = self._memory(None, leaf, reading.slots[name].shape, torch.float32)
+            decoded[leaf] = parameter(reading, name, self.source, torch.float32, out=memory)
         made: dict[torch.dtype, Expert] = {}
 
         def given(dtype: torch.dtype) -> Expert:
@@ -74,10 +79,22 @@ class StreamedBlock:
                 with torch.device("meta"):
                     made[dtype] = Expert(config, self.options, config.swiglu_limit)
                 for leaf, value in decoded.items():
-                    getattr(made[dtype], leaf).weight = nn.Parameter(value.to(dtype), requires_grad=False)
+                    getattr(made[dtype], leaf).weight = nn.Parameter(self._in(dtype, leaf, value), requires_grad=False)
             return made[dtype]
 
         return given
+
+    def _in(self, dtype: torch.dtype, leaf: str, value: Tensor) -> Tensor:
+        """A decoded matrix rounded to a type."""
+        if dtype == value.dtype:
+            return value
+        rounded = self._memory(dtype, leaf, value.shape, torch.promote_types(dtype, torch.float32))
+        return rounded.copy_(value.to(dtype))
+
+    def _memory(self, use: torch.dtype | None, leaf: str, shape: tuple[int, ...], dtype: torch.dtype) -> Tensor:
+        if (use, leaf) not in self.memory:
+            self.memory[use, leaf] = torch.empty(shape, dtype=dtype)
+        return self.memory[use, leaf]
 
 
 @dataclass(frozen=True)
@@ -96,14 +113,18 @@ def observations(
     streamed: StreamedBlock, asked: list[Asked], ids: Tensor, paths: dict[str, str], embedded: Tensor | None = None
 ) -> list[oracle.Observation]:
     """Runs of one block side by side on ids [1, S]; of an MTP block, ids one ahead and their embedding [1, S, D]."""
-    runs = []
-    for one in asked:
-        side = _Side(streamed.copy(one.dtype))
-        given = () if embedded is None else (embedded.to(one.dtype),)
-        rounding = nullcontext() if one.seed is None else OtherRounding(one.seed, one.sequential)
-        compute = partial(oracle.observe, side, partial(_taps, side.model, one, ids, given), paths, one.replay)
-        runs.append(Run(side.model, compute, rounding, one.dtype))
+    runs = [run_of(streamed.copy(one.dtype), one, ids, paths, embedded, one.dtype) for one in asked]
     return run_together(runs, streamed.expert)
+
+
+def run_of(
+    block: Block, asked: Asked, ids: Tensor, paths: dict[str, str], embedded: Tensor | None, copy: Hashable
+) -> Run:
+    """One run of a block, which takes this copy of its experts."""
+    given = () if embedded is None else (embedded.to(asked.dtype),)
+    rounding = nullcontext() if asked.seed is None else OtherBlocks(asked.seed, asked.sequential)
+    compute = partial(oracle.observe, _Side(block), partial(_taps, block, asked, ids, given), paths, asked.replay)
+    return Run(block, compute, rounding, copy)
 
 
 def _taps(block: Block, asked: Asked, ids: Tensor, given: tuple[Tensor, ...]) -> dict[str, Tensor]:
@@ -129,7 +150,7 @@ class _Side:
 def embedded(source: Source, ids: Tensor) -> Tensor:
     """The rows of the embedding for ids [S], float32 [S, D]."""
     kept, place = ids.unique(return_inverse=True)
-    table = _Cached(source)
+    table = Cached(source)
     rows = [parameter(source.reading, "embed.weight", table, torch.float32, slice(i, i + 1)) for i in kept.tolist()]
     return torch.cat(rows)[place]
 
@@ -153,12 +174,12 @@ class Head:
 
 
 @torch.no_grad()
-def logits(source: Source, runs: list[tuple[Head, Tensor, OtherRounding | None]]) -> list[Tensor]:
+def logits(source: Source, runs: list[tuple[Head, Tensor, OtherBlocks | None]]) -> list[Tensor]:
     """Of each run, a head, streams [B, S, n, D] in its type, and another rounding or None, the logits [B, S, V], wide.
 
     The output head is decoded once for all of them, a part of the vocabulary at a time.
     """
-    table, parts, read = _Cached(source), [[] for _ in runs], []
+    table, parts, read = Cached(source), [[] for _ in runs], []
     for head, streams, rounding in runs:
         with rounding or nullcontext():
             read.append(wide(head.hidden(streams)))
@@ -168,15 +189,3 @@ def logits(source: Source, runs: list[tuple[Head, Tensor, OtherRounding | None]]
             with rounding or nullcontext():
                 found.append(F.linear(x, rows.to(x.dtype)))
     return [torch.cat(found, -1) for found in parts]
-
-
-class _Cached(dict):
-    """Tensors of a source that are read once, for as long as this is held."""
-
-    def __init__(self, source: Source):
-        super().__init__()
-        self.source = source
-
-    def __missing__(self, name: str) -> Tensor:
-        self[name] = self.source[name]
-        return self[name]

@@ -53,13 +53,30 @@ class Choices:
     illegal: int
 
 
+@dataclass(frozen=True)
+class WeightRow:
+    """Matrices of one kind in a conversion's stage, one for all experts' w1: how many, how they are stored, and their
+    signal to quantisation noise in dB: of all together, of the worst, and of honest rounding to that format. ratio: the
+    worst one's distance from what rounding explains, over its limit."""
+
+    what: str
+    stored: str
+    count: int
+    sqnr: float
+    sqnr_lowest: float
+    sqnr_honest: float
+    ratio: float
+
+
 @dataclass
 class Stage:
     """One step of the model: the embedding, a block, the head.
 
     ratio: worst error over limit of the candidate alone, on the reference's input; it decides. isolated: its distance
     there, and isolated_baseline that of the reference in the same type. accumulated and accumulated_baseline: the
-    same at the end of each one's own path, which explain and decide nothing. bytes: what it takes in the files.
+    same at the end of each one's own path, which explain and decide nothing. bytes: what it takes in the files. Of a
+    conversion the baseline is the original's model with honestly rounded weights; weights: a row a kind of matrix;
+    wrong: the tensors that rounding does not explain, a clause each.
     """
 
     name: str
@@ -74,6 +91,8 @@ class Stage:
     taps: list[Tap] = field(default_factory=list)
     choices: list[Choices] = field(default_factory=list)
     bytes: int = 0
+    weights: list[WeightRow] = field(default_factory=list)
+    wrong: list[str] = field(default_factory=list)
 
 
 @dataclass

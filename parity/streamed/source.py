@@ -27,15 +27,16 @@ TORCH = {name: dtype for dtype, name in DTYPES.items()}
 
 class Source(Mapping):
     """The tensors of a folder by name, each as it is stored; config and reading. Raises BadInput for what is wrong with
-    the folder."""
+    the folder; without `complain`, what is wrong with its tensors is kept in `complaints` instead."""
 
-    def __init__(self, folder: Path):
-        self.folder = folder
+    def __init__(self, folder: Path, complain: bool = True):
+        self.folder, self.complaints = folder, []
         try:
             self.config = Config.load(folder)
             self.raw = read_json(folder / "config.json")
             self.stored = read_names(folder)
-            self.reading = read(self.config, self.stored, Settings.of(self.raw))
+            told = {} if complain else {"complain": lambda error: self.complaints.append(str(error))}
+            self.reading = read(self.config, self.stored, Settings.of(self.raw), **told)
         except (CheckpointError, ConfigError) as error:
             raise BadInput(str(error)) from error
         if self.reading.mtp_blocks != self.config.num_nextn_predict_layers:
@@ -93,3 +94,15 @@ class Source(Mapping):
         for twin in self.reading.twins:
             if not torch.equal(*(self[name].contiguous().view(torch.uint8) for name in twin)):
                 raise BadInput(str(twin.refusal()))
+
+
+class Cached(dict):
+    """Tensors of a source that are read once, for as long as this is held."""
+
+    def __init__(self, source: Source):
+        super().__init__()
+        self.source = source
+
+    def __missing__(self, name: str) -> Tensor:
+        self[name] = self.source[name]
+        return self[name]

@@ -14,10 +14,10 @@ from torch import Tensor
 from reference_torch import Config
 
 from ..judging import oracle
-from ..judging.rounding import OtherRounding
+from ..judging.rounding import OtherBlocks
 from ..judging.tolerance import Measurement, measure, tap_of
 from ..results import Verdict
-from . import reference
+from . import memory, reference
 from .candidate import Candidate
 from .measure import Agreement, agreement, distance
 from .reference import Asked, Head, StreamedBlock
@@ -25,7 +25,7 @@ from .results import Choices, Stage
 from .source import Source
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
-EMBEDDING, HEAD = "embedding", "head"
+FILES, EMBEDDING, HEAD = "files", "embedding", "head"  # the first of a conversion alone
 DECODED = 8  # tokens at the end that come one by one
 KINDS = {0: "window only", 4: "ratio 4"}
 
@@ -61,6 +61,10 @@ class Stages:
             *(block(layers + i, name) for i, name in enumerate(names[layers + 1 :])),
         ]
 
+    def ranges(self, prefix: str) -> list:
+        """What of the files a part is read from."""
+        return self.source.ranges(prefix)
+
     def embedding(self) -> Stage:
         """The streams before the first block."""
         exact = reference.embedded(self.source, self.ids[0])[None, :, None].expand(-1, -1, self.config.hc_mult, -1)
@@ -68,9 +72,9 @@ class Stages:
         stage = Stage(EMBEDDING, "rows by token id", Verdict.PARITY)
         got = self.candidate.embedded(self.ids)
         if got.shape != exact.shape:
-            return _diverges(stage, f"'streams' has shape {tuple(got.shape)} where {tuple(exact.shape)} was asked for")
+            return diverges(stage, f"'streams' has shape {tuple(got.shape)} where {tuple(exact.shape)} was asked for")
         self.streams["candidate"] = got
-        return _judged(stage, self._measured({"streams": (self.streams["exact"], self.streams["input"], [], got)}))
+        return measured(stage, self._limits({"streams": (self.streams["exact"], self.streams["input"], [], got)}))
 
     def block(self, index: int, name: str) -> Stage:
         """One block: alone on the reference's streams, and on its own path."""
@@ -82,6 +86,7 @@ class Stages:
         if depth >= 0:  # reads each token's streams beside the embedding of the next
             ids, given = self.ids[:, 1:], {path: streams[:, :-1] for path, streams in self.streams.items()}
             embed, embedded = self.candidate.embedding(), reference.embedded(self.source, ids[0])[None]
+        memory.give_back()
         calls = (ids.shape[1] - self.decoded, *[1] * self.decoded)
         try:
             block = self.candidate.block(index)
@@ -91,6 +96,7 @@ class Stages:
             alone = own = None
             stage.verdict, stage.sentence = Verdict.CRASHED, f"raises {raised}"
         block = None  # the candidate's weights go before the reference's come
+        memory.give_back()
         streamed = StreamedBlock(self.source, index)
         replay = oracle.replayable(alone, paths) if alone else {}
         nulls = [
@@ -102,7 +108,7 @@ class Stages:
         if alone:
             model = streamed.copy(self.dtype)
             judged = oracle.judge(exact, baseline, others, alone, model, self.name)
-            _judged(stage, judged.taps, judged)
+            measured(stage, judged.taps, judged)
             stage.choices = [
                 Choices(path, one.tokens, 1 - (one.ties + one.illegal) / max(one.tokens, 1), one.ties, one.illegal)
                 for path, one in judged.choices.items()
@@ -125,17 +131,19 @@ class Stages:
         given = self.streams["input"]
         runs = [(heads[self.wide], given.to(self.wide), None), (heads[self.dtype], given, None)]
         runs += [(heads[self.wide], self.streams["exact"], None)]
-        runs += [(heads[self.dtype], given, OtherRounding(i, s)) for i, s in enumerate(oracle.NULLS[self.name])]
+        runs += [(heads[self.dtype], given, OtherBlocks(i, s)) for i, s in enumerate(oracle.NULLS[self.name])]
+        memory.give_back()
         exact, baseline, truth, *nulls = reference.logits(self.source, runs)
+        memory.give_back()
         try:
-            got = self.candidate.logits(given)
-            own = self.candidate.logits(self.streams["candidate"]) if "candidate" in self.streams else None
+            found = self.candidate.logits([given, *(x for name, x in self.streams.items() if name == "candidate")])
         except oracle.CandidateRaised as raised:
             stage.verdict, stage.sentence = Verdict.CRASHED, f"raises {raised}"
             return stage
+        got, own = found[0], found[1] if len(found) > 1 else None
         if got.shape != exact.shape:
-            return _diverges(stage, f"'logits' has shape {tuple(got.shape)} where {tuple(exact.shape)} was asked for")
-        _judged(stage, self._measured({"logits": (exact, baseline, nulls, got)}))
+            return diverges(stage, f"'logits' has shape {tuple(got.shape)} where {tuple(exact.shape)} was asked for")
+        measured(stage, self._limits({"logits": (exact, baseline, nulls, got)}))
         stage.isolated, stage.isolated_baseline = distance(exact, got), distance(exact, baseline)
         stage.accumulated_baseline = distance(truth, baseline)
         self.text_baseline = agreement(truth[0], baseline[0], self.ids[0])
@@ -144,20 +152,21 @@ class Stages:
             self.text = agreement(truth[0], own[0], self.ids[0])
         return stage
 
-    def _measured(self, runs: dict[str, tuple[Tensor, Tensor, list[Tensor], Tensor]]) -> dict[str, Measurement]:
+    def _limits(self, runs: dict[str, tuple[Tensor, Tensor, list[Tensor], Tensor]]) -> dict[str, Measurement]:
         return {name: measure(*tensors, self.name) for name, tensors in runs.items()}
 
 
-def _diverges(stage: Stage, sentence: str) -> Stage:
+def diverges(stage: Stage, sentence: str) -> Stage:
+    """The stage, with what is wrong in a sentence."""
     stage.verdict, stage.sentence, stage.ratio = Verdict.DIVERGES, sentence, float("inf")
     return stage
 
 
-def _judged(stage: Stage, taps: dict[str, Measurement], judged: oracle.Judged | None = None) -> Stage:
+def measured(stage: Stage, taps: dict[str, Measurement], judged: oracle.Judged | None = None) -> Stage:
     """The stage with what was measured, and what deviates most in a sentence."""
     judged = judged or oracle.Judged(taps)
     stage.ratio = judged.ratio
     stage.taps = [tap_of(name, [m]) for name, m in taps.items()]
     if not judged.ratio <= 1:
-        _diverges(stage, judged.worst()).ratio = judged.ratio
+        diverges(stage, judged.worst()).ratio = judged.ratio
     return stage

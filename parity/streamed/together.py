@@ -7,7 +7,7 @@ Each run is a thread, and one at a time computes: what a run does and when it ro
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Hashable
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
 
@@ -21,20 +21,21 @@ from reference_torch.norm import wide
 
 @dataclass
 class Run:
-    """One run of a block: what it computes, in which other rounding, and the type of its experts' weights."""
+    """One run of a block: what it computes, in which other rounding, and which copy of an expert it takes."""
 
     block: Block
     compute: Callable[[], object]
     rounding: AbstractContextManager
-    dtype: torch.dtype
+    copy: Hashable
     asked: tuple[Tensor, Tensor, Tensor] | None = None
     routed: Tensor | None = None
     result: object = None
     error: BaseException | None = field(default=None, repr=False)
 
 
-def run_together(runs: list[Run], expert: Callable[[int], Callable[[torch.dtype], Expert]]) -> list:
-    """The results of all runs. `expert` reads an expert by its number, and gives it in a type."""
+def run_together(runs: list[Run], expert: Callable[[int], Callable[[Hashable], Expert]]) -> list:
+    """The results of all runs. `expert` reads an expert by its number, and gives the copies of it that
+    runs ask for."""
     meeting, turn = threading.Barrier(len(runs) + 1), threading.Lock()
     threads = [threading.Thread(target=_alone, args=(run, meeting, turn), daemon=True) for run in runs]
     for thread in threads:
@@ -79,7 +80,7 @@ def _alone(run: Run, meeting: threading.Barrier, turn: threading.Lock) -> None:
 
 
 @torch.no_grad()
-def _experts(runs: list[Run], expert: Callable[[int], Callable[[torch.dtype], Expert]]) -> None:
+def _experts(runs: list[Run], expert: Callable[[int], Callable[[Hashable], Expert]]) -> None:
     """The routed sum of every run (spec 10): wide, in increasing index."""
     flat = []
     for run in runs:
@@ -90,7 +91,7 @@ def _experts(runs: list[Run], expert: Callable[[int], Callable[[torch.dtype], Ex
         for run, (x, weights, experts, total) in zip(runs, flat, strict=True):
             token, slot = (experts == index).nonzero(as_tuple=True)
             if len(token):
-                one = given(run.dtype)
+                one = given(run.copy)
                 with run.rounding:
                     total.index_add_(0, token, wide(one(x[token], weights[token, slot, None])))
     for run, (_, _, _, total) in zip(runs, flat, strict=True):

@@ -1,0 +1,1 @@
+"""A conversion against its original: what rounding of so many bits explains, and what it does not."""
