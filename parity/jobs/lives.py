@@ -94,8 +94,10 @@ class LifeSearch:
         verdict, failure = Verdict.PARITY, None
         if not sum(lives.tokens for lives in done) and broken is None:
             verdict = Verdict.COVERAGE_GAP
-        if any(lives.lacking for lives in done):  # this project's own port offers everything
+        refused = [said.rstrip(".") for lives in done for said in lives.lacking.values()]
+        if refused:  # this project's own port offers everything
             verdict = Verdict.COVERAGE_GAP
+            failure = Failure(refused[0], None, "random lives", self.reproduce(life))
         if broken is not None:
             verdict = Verdict.CRASHED if broken.raised else Verdict.DIVERGES
             failure = Failure(
@@ -103,7 +105,7 @@ class LifeSearch:
                 dataclasses.asdict(life),
                 f"a life of {len(life.operations)} operations ({', '.join(name for name, _ in life.operations)}); "
                 + sort_of(broken.operations),
-                f"parity run --pair {self.pair.name} --dtype {self.dtype} --case {shlex.quote(life.to_json())}",
+                self.reproduce(life),
                 shrunk,
             )
         return PairResult(
@@ -118,6 +120,13 @@ class LifeSearch:
             decisions=0,
             failure=failure,
         )
+
+    def reproduce(self, life: Life | None) -> str:
+        """The command that shows it again."""
+        command = f"parity run --pair {self.pair.name} --dtype {self.dtype}"
+        if life is None:
+            return f"{command} --profile {self.profile.name} --seed {self.seed}"
+        return f"{command} --case {shlex.quote(life.to_json())}"
 
 
 FEWEST = 10  # lives of a config: with fewer, all go to the first one
