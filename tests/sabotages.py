@@ -259,7 +259,7 @@ SABOTAGES = [
     Sabotage(
         "a broken life of the caches is as good as another",
         "parity/lives/port.py",
-        "wrong = [token for token, ratio in enumerate(over) if not ratio <= 1]",
+        "wrong = [token for token, ratio in enumerate(over) if beyond(ratio)]",
         "wrong = []",
         "tests/test_cache_defects.py -k wrong_token",
     ),

@@ -14,6 +14,7 @@ from parity.cases.strategies import Profile
 from parity.gate.defects import Defect, Edit, catalogue
 from parity.gate.defects.patching import applied
 from parity.jobs.lives import Life, LifeSearch, port
+from parity.jobs.run import run
 from parity.lives.port import Lives
 from parity.pairs import registry
 from parity.results import Verdict
@@ -173,6 +174,23 @@ def test_sound_caches_are_green():
     result = search.run(shrink=True)
     assert result.verdict is Verdict.PARITY
     assert 0 < result.ratio <= 1
+
+
+def test_a_refusal_of_this_projects_own_port_is_a_gap(monkeypatch):
+    """It offers everything: what it refuses in a life must not pass for agreement."""
+
+    def refuse(self, n):
+        raise NotImplementedError("A rewind is not supported.")
+
+    monkeypatch.setattr("dsv4_mlx.cache.LayerCache.trim", refuse)
+    report = run(Profile("few", 1, 9, 6, 15), ["cache"], ["float32"], 1, {})
+    assert report.verdict is Verdict.COVERAGE_GAP
+    (result,) = report.pairs
+    said = "The port offers no trimming: A rewind is not supported"
+    assert (result.verdict, result.failure.sentence) == (Verdict.COVERAGE_GAP, said)
+    assert result.failure.reproduce == "parity run --pair cache --dtype float32 --profile few --seed 1"
+    assert report.sentence == f"Not all is offered that cache judges: {said}."
+    assert result.ratio <= 1  # the lives go on without it
 
 
 def test_one_wrong_token_of_a_life_is_seen():

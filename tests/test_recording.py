@@ -236,7 +236,7 @@ def test_problems_and_arrays_come_back_in_order(checkpoint, tmp_path):
         ):
             assert outcome(question)[:2] == (playing.NotRecorded, playing.CHANGED)
         assert outcome(lambda: player.mtp("chunks", IDS, (6,), True))[1] == playing.NEVER_ASKED
-        assert outcome(lambda: player.lives(1, 2, 3, True))[1] == playing.NEVER_ASKED
+        assert outcome(lambda: player.lives(1, 2, 3, True, {}))[1] == playing.NEVER_ASKED
 
 
 def test_lives_taps_and_the_compiled_run_come_back(checkpoint, tmp_path):
@@ -246,7 +246,7 @@ def test_lives_taps_and_the_compiled_run_come_back(checkpoint, tmp_path):
     hung = problems.Hung("It hung.")
     with recording.Recorder(Straw(None, lives, [tap], slow, None, fast, None, hung)) as engine:
         engine.load(checkpoint)
-        engine.lives(1, 2, 3, True)
+        engine.lives(1, 2, 3, True, {})
         engine.taps(IDS)
         engine.run("oneshot", IDS, (6,), False)
         with engine.compiled():
@@ -255,7 +255,7 @@ def test_lives_taps_and_the_compiled_run_come_back(checkpoint, tmp_path):
             raise AssertionError("it hung before")
     player = again(engine, tmp_path / "recording")
     player.load(checkpoint)
-    assert player.lives(1, 2, 3, True) == lives
+    assert player.lives(1, 2, 3, True, {}) == lives
     (found,) = player.taps(IDS)
     assert (found["path"], found["kind"], found["array"].tolist()) == ("layers.0", "Layer", [[1, 1], [1, 1]])
     with player.compiled():

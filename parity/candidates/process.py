@@ -137,12 +137,13 @@ class Process:
         """Logits two ahead of the first MTP block, of ids [B, T + 1] where the calls have T tokens."""
         return self._logits("mtp", schedule, ids, calls, cached)
 
-    def lives(self, sequences: int, operations: int, seed: int, generation: bool) -> told.Lives:
-        """So many random lives of the port's caches, and a long generation where asked."""
+    def lives(self, sequences: int, operations: int, seed: int, generation: bool, limits: dict) -> told.Lives:
+        """So many random lives of the port's caches, and a long generation where asked; limits: the first fields of
+        `lives.limits.Limits`, by name."""
         self._ready()
         doing = "in a random life of its caches"
         request = {"do": "lives", "vocabulary": self.vocabulary, "sequences": sequences, "operations": operations}
-        answer = self._ask(request | {"seed": seed, "generation": generation}, doing)
+        answer = self._ask(request | {"seed": seed, "generation": generation, "limits": limits}, doing)
         try:
             return told.lives(answer)
         except (KeyError, ValueError, TypeError, AttributeError, IndexError) as error:

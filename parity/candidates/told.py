@@ -66,22 +66,25 @@ def ate_memory(doing: str, memory: int) -> AteMemory:
 @dataclass(frozen=True)
 class Lives:
     """How many lives, tokens that were judged in them, the largest error over its limit, what the caches do not offer,
-    and of a broken life: the sentence, its sort, whether the port raised."""
+    and of a broken life: the sentence, its sort, whether the port raised; where its logits differ, the tokens up to the
+    first that does, and its error over the limits that were handed in."""
 
     lives: int
     tokens: int
     ratio: float
     gaps: dict[str, str]
     broken: tuple[str, str, bool] | None
+    suspect: tuple[list[int], float] | None = None
 
 
 def lives(answer: dict[str, object]) -> Lives:
     """An answer's numbers. Raises KeyError and the like where it has none."""
-    broken = answer["broken"]
+    broken, suspect = answer["broken"], answer.get("suspect")  # recordings made before limits were handed in lack it
     return Lives(
         int(answer["lives"]),
         int(answer["tokens"]),
         float(answer["ratio"]),
         {str(name): str(said) for name, said in answer["gaps"].items()},
         (str(broken[0]), str(broken[1]), bool(broken[2])) if broken else None,
+        ([int(one) for one in suspect[0]], float(suspect[1])) if suspect else None,
     )

@@ -69,12 +69,16 @@ class Worker:
             (mx.enable_compile if on else mx.disable_compile)()
         return {}
 
-    def lives(self, vocabulary: int, sequences: int, operations: int, seed: int, generation: bool) -> dict[str, object]:
+    def lives(
+        self, vocabulary: int, sequences: int, operations: int, seed: int, generation: bool, limits: dict[str, object]
+    ) -> dict[str, object]:
         from ..lives import exploring
         from ..lives import offers as cache_offers
+        from ..lives.limits import Limits
         from ..lives.port import Lives
 
-        port = self.port.living(vocabulary)
+        unclear = tuple(map(tuple, limits["unclear"]))
+        port = self.port.living(vocabulary, Limits(limits["largest"], limits["scale"], unclear))
         gaps = cache_offers.gaps(port)
         lives = Lives(port, frozenset(gaps))
         broken = exploring.explore(lives, sequences, operations, seed, generation=generation).broken
@@ -83,7 +87,9 @@ class Worker:
             "tokens": lives.tokens,
             "ratio": min(lives.ratio, LARGEST_RATIO),
             "gaps": gaps | lives.lacking,
-        } | {"broken": broken and [broken.sentence, exploring.sort_of(broken.operations), broken.raised]}
+            "broken": broken and [broken.sentence, exploring.sort_of(broken.operations), broken.raised],
+            "suspect": broken and broken.suspect and [broken.suspect[0], min(LARGEST_RATIO, broken.suspect[1])],
+        }
 
     def taps(self, ids: str, out: str) -> dict[str, object]:
         import numpy as np

@@ -11,9 +11,10 @@ from torch import Tensor
 
 from ..judging.oracle import NULLS
 from ..judging.rounding import OtherRounding
+from ..judging.runs import forward
 from ..judging.taps import recording
 from ..judging.tolerance import measure
-from .families import Family, forward
+from .families import Family
 from .results import LayerError
 
 # Modules of the reference whose outputs other ports have as modules' outputs too.

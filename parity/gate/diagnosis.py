@@ -15,10 +15,11 @@ from itertools import combinations
 import torch
 from torch import Tensor
 
+from ..judging.runs import forward
 from .conditions import CONDITIONS, active, calls_of, variants
 from .defects import Defect, catalogue
 from .defects.patching import applied
-from .families import Family, forward
+from .families import Family
 from .matrix import Matrix, ends_of
 from .probes import needed, registry
 

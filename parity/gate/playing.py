@@ -137,7 +137,7 @@ class Player:
         """As Process.mtp."""
         return self._logits("mtp", schedule, ids, calls, cached)
 
-    def lives(self, sequences: int, operations: int, seed: int, generation: bool) -> told.Lives:
+    def lives(self, sequences: int, operations: int, seed: int, generation: bool, limits: dict) -> told.Lives:
         """As Process.lives."""
         return self._answer("lives", "", [sequences, operations, seed, generation])
 

@@ -81,11 +81,11 @@ class Recorder:
         """As Process.mtp."""
         return self._logits("mtp", schedule, ids, calls, cached)
 
-    def lives(self, sequences: int, operations: int, seed: int, generation: bool) -> told.Lives:
-        """As Process.lives."""
+    def lives(self, sequences: int, operations: int, seed: int, generation: bool, limits: dict) -> told.Lives:
+        """As Process.lives. The limits follow from the checkpoint and from what was answered before."""
         key = question("lives", self.checkpoint, "", [sequences, operations, seed, generation])
         given = lambda lives: dataclasses.asdict(lives) | {"ratio": repr(lives.ratio)}  # noqa: E731 # JSON has no infinity
-        return self._keep(key, lambda: self.engine.lives(sequences, operations, seed, generation), given)
+        return self._keep(key, lambda: self.engine.lives(sequences, operations, seed, generation, limits), given)
 
     def taps(self, ids) -> list[dict[str, object]]:
         """As Process.taps."""

@@ -15,8 +15,10 @@ from reference_torch import Config
 
 from ..cases.strategies import Profile, checkpoint_tensors
 from ..errors import BadInput
-from ..judging.sides import MLX_DTYPES, MLXSide, TorchSide, from_mlx, to_mlx
+from ..judging.lived import Lived
+from ..judging.sides import MLXSide, TorchSide, from_mlx, to_mlx
 from ..lives.exploring import explore, relive, sort_of
+from ..lives.limits import Limits
 from ..lives.port import Broken, Lives, Port
 from ..lives.state_machine import OPERATIONS
 from ..pairs import LifePair
@@ -92,6 +94,10 @@ class LifeSearch:
         verdict, failure = Verdict.PARITY, None
         if not sum(lives.tokens for lives in done) and broken is None:
             verdict = Verdict.COVERAGE_GAP
+        refused = [said.rstrip(".") for lives in done for said in lives.lacking.values()]
+        if refused:  # this project's own port offers everything
+            verdict = Verdict.COVERAGE_GAP
+            failure = Failure(refused[0], None, "random lives", self.reproduce(life))
         if broken is not None:
             verdict = Verdict.CRASHED if broken.raised else Verdict.DIVERGES
             failure = Failure(
@@ -99,7 +105,7 @@ class LifeSearch:
                 dataclasses.asdict(life),
                 f"a life of {len(life.operations)} operations ({', '.join(name for name, _ in life.operations)}); "
                 + sort_of(broken.operations),
-                f"parity run --pair {self.pair.name} --dtype {self.dtype} --case {shlex.quote(life.to_json())}",
+                self.reproduce(life),
                 shrunk,
             )
         return PairResult(
@@ -115,6 +121,13 @@ class LifeSearch:
             failure=failure,
         )
 
+    def reproduce(self, life: Life | None) -> str:
+        """The command that shows it again."""
+        command = f"parity run --pair {self.pair.name} --dtype {self.dtype}"
+        if life is None:
+            return f"{command} --profile {self.profile.name} --seed {self.seed}"
+        return f"{command} --case {shlex.quote(life.to_json())}"
+
 
 FEWEST = 10  # lives of a config: with fewer, all go to the first one
 
@@ -124,15 +137,26 @@ def plain(broken: Broken) -> list[list]:
     return json.loads(json.dumps(broken.operations))
 
 
-def port(config: dict, seed: int, dtype: str) -> Port:
-    """dsv4_mlx, held to the stateless reference in the same type on the same weights."""
+def port(config: dict, seed: int, dtype: str, lived: Lived | None = None) -> Port:
+    """dsv4_mlx, held to the stateless reference in float64 on the same weights, within the limits of its type."""
     tensors = checkpoint_tensors(config, seed, dtype)
-    side = TorchSide(config, {}, tensors, dtype)
+    lived = lived or Lived(config, tensors, dtype)
+    side = TorchSide(config, {}, tensors, "float64")
 
     @torch.no_grad()
     def reference(ids: mx.array) -> mx.array:
-        return to_mlx(side.model(from_mlx(ids).long(), None))
+        return to_mlx(side.model(from_mlx(ids).long(), None).float())
 
     model = MLXSide(config, {}, tensors, dtype).model
-    renewed = lambda: port(config, seed, dtype)  # noqa: E731
-    return Port(model, config["vocab_size"], reference=reference, dtype=MLX_DTYPES[dtype], renewed=renewed)
+    limits = Limits(lived.limit, examine=lambda ids, got: examined(lived, ids, got))
+    return Port(
+        model, config["vocab_size"], limits, reference=reference, renewed=lambda: port(config, seed, dtype, lived)
+    )
+
+
+def examined(lived: Lived, ids: list[int], got: mx.array) -> list[float | None]:
+    """Errors over limits of the last tokens' logits [new, V], on these very tokens; None where one is unclear."""
+    found, new = lived.examine(ids), len(got)
+    errors = (from_mlx(got).double() - found.exact[-new:]).abs().amax(-1) / found.limit
+    clear = found.clear[-new:].tolist()
+    return [error if judged else None for error, judged in zip(errors.tolist(), clear, strict=True)]

@@ -118,6 +118,8 @@ def _concluded(report: Report) -> Report:
     elif roots and report.verdict is not Verdict.COVERAGE_GAP:
         report.finding = _finding(roots[0], {result.name for result in report.pairs})
         report.sentence = f"{report.finding.pair} is where dsv4_mlx deviates first: {report.finding.sentence}."
+    elif roots and roots[0].failure is not None:  # a gap
+        report.sentence = f"Not all is offered that {roots[0].name} judges: {roots[0].failure.sentence}."
     elif report.verdict is Verdict.COVERAGE_GAP:
         report.sentence = "Nothing was compared; name at least one pair in a type that it supports."
     else:

@@ -23,7 +23,13 @@ OFFERS = {
     "filter": ("filtering a batch", ("filter",), True),
     "extend": ("extending a batch", ("extend",), True),
     "ragged": ("padded batches", ("prepare", "finalize"), True),
+    "ragged_left": ("batches padded on the left", ("prepare", "finalize"), True),
 }
+
+
+def words_of(name: str) -> str:
+    """An operation in words."""
+    return OFFERS[name][0]
 
 
 def gaps(port: Port) -> dict[str, str]:

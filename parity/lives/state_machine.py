@@ -10,7 +10,6 @@ import copy
 import functools
 import tempfile
 from collections.abc import Callable
-from dataclasses import dataclass, field
 from pathlib import Path
 
 import mlx.core as mx
@@ -19,42 +18,15 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, precondition, rule
 from mlx_lm.models import cache as mlx_lm_cache
 
-from .offers import pending
+from .offers import OFFERS, pending, words_of
 from .port import Broken, Lives
+from .refusals import refuses
+from .sessions import Sequence, Session
 
 LONGEST = 180  # tokens a sequence: beyond a block of 128 and all that the rings of a tiny window hold
 SESSIONS = 4  # caches alive at once
 ROWS = 6  # sequences of a batch
 DRAFT = 16  # tokens that any cache that calls itself trimmable must take back
-
-
-@dataclass
-class Sequence:
-    """Tokens that a cache has seen, and the most that it ever had, before it was rewound."""
-
-    ids: list[int] = field(default_factory=list)
-    reach: int = 0
-
-    def extend(self, ids: list[int]):
-        self.ids = self.ids + ids
-        self.reach = max(self.reach, len(self.ids))
-
-
-@dataclass
-class Session:
-    """One cache and its sequences. ``batched``: it came from a merge, so it has the batch forms. ``done``: its life."""
-
-    cache: list
-    rows: list[Sequence]
-    batched: bool = False
-    done: list[str] = field(default_factory=list)
-
-    @property
-    def lengths(self) -> list[int]:
-        return [len(row.ids) for row in self.rows]
-
-    def copied_rows(self) -> list[Sequence]:
-        return [copy.copy(row) for row in self.rows]
 
 
 def operation(mark: Callable = rule, **drawn):
@@ -64,6 +36,7 @@ def operation(mark: Callable = rule, **drawn):
         @functools.wraps(function)
         def step(self, **given):
             self.done.append((function.__name__, given))
+            self.trying = function.__name__ if function.__name__ in OFFERS else None
             try:
                 function(self, **given)
             except AssertionError as error:
@@ -71,6 +44,10 @@ def operation(mark: Callable = rule, **drawn):
                 raise
             except Exception as error:
                 said = " ".join(str(error).split())[:300].rstrip(".")
+                if self.trying and refuses(error) and self.goes_on_without(self.trying):
+                    kind = "" if type(error) is NotImplementedError else f"{type(error).__name__}: "
+                    self.lives.lacking[self.trying] = f"The port offers no {words_of(self.trying)}: {kind}{said}."
+                    return
                 self.fail(f"{function.__name__} raised {type(error).__name__}: {said}", raised=True)
                 raise
 
@@ -94,6 +71,7 @@ class CacheMachine(RuleBasedStateMachine):
         self.sessions: list[Session] = []
         self.done: list[tuple[str, dict]] = []
         self.current: Session | None = None
+        self.trying: str | None = None  # the operation that a refusal would be about
         self.port = self.lives.port
         self.lives.lives += 1
 
@@ -115,7 +93,24 @@ class CacheMachine(RuleBasedStateMachine):
 
     def fail(self, what: str, raised: bool):
         past = ", ".join(self.current.done) if self.current else ""
-        self.lives.fail(Broken([*self.done], f"After {past or 'nothing'}: {what.rstrip('.')}", raised))
+        suspect, self.lives.suspect = self.lives.suspect, None
+        said = f"After {past or 'nothing'}: {what.rstrip('.')}"
+        self.lives.fail(Broken([*self.done], said, raised, None if raised else suspect))
+
+    def goes_on_without(self, name: str) -> bool:
+        """Whether this life up to here breaks nothing where an operation that was refused is left out; what was being
+        done to a cache then is undone with it."""
+        lives = Lives(self.port.renewed(), self.lives.without | {name, *self.lives.lacking}, known=self.lives.known)
+        machine = type(type(self).__name__, (type(self),), {"lives": lives})()
+        try:
+            for operation_, given in [*self.done, ("prefill", {"which": 0, "tokens": 2, "seed": 0})]:
+                getattr(machine, operation_)(**given)
+        except Exception:
+            return False
+        self.lives.lacking |= lives.lacking
+        self.sessions = [session for session in self.sessions if session is not self.current]
+        self.sessions = self.sessions or [Session(self.port.make_cache(), [Sequence()])]
+        return True
 
     def keep(self, session: Session):
         self.current = session
@@ -129,6 +124,7 @@ class CacheMachine(RuleBasedStateMachine):
     def feed(self, session: Session, counts: list[int], seed: int, padding: int = 0, left: bool = False):
         """The next counts[i] tokens of each sequence, then the comparison."""
         random = np.random.default_rng(seed)
+        self.trying = self.trying or session.untried
         new = [random.integers(0, self.port.vocabulary, n).tolist() for n in counts]
         width = max(counts) + padding
         filling = [random.integers(0, self.port.vocabulary, width - n).tolist() for n in counts]
@@ -139,6 +135,8 @@ class CacheMachine(RuleBasedStateMachine):
                 entry.prepare(**announced)
         ids = [pad + real if left else real + pad for pad, real in zip(filling, new, strict=True)]
         logits = self.port.call(mx.array(ids), session.cache)
+        mx.eval(logits)
+        self.trying = session.untried = None  # it takes calls
         if any(padded):
             for entry in session.cache:
                 entry.finalize()
@@ -158,15 +156,17 @@ class CacheMachine(RuleBasedStateMachine):
 
     def probe(self, session: Session):
         """What comes next, on a copy: one token, then enough of them to complete blocks."""
+        session.untried = self.trying
         if not self.offered("branch"):
             return
         cache = self.copied(session)
         if cache is None:
             return
-        session = Session(cache, session.copied_rows(), session.batched, session.done)
+        ahead = Session(cache, session.copied_rows(), session.batched, session.done, session.untried)
         for tokens in (1, 9):
-            if self.room(session, tokens) == tokens:
-                self.feed(session, [tokens] * len(session.rows), seed=tokens)
+            if self.room(ahead, tokens) == tokens:
+                self.feed(ahead, [tokens] * len(ahead.rows), seed=tokens)
+        session.untried = ahead.untried
 
     def copied(self, session: Session) -> list | None:
         """A copy of its cache; None where the port has none, which may show only after some calls."""
@@ -297,7 +297,8 @@ class CacheMachine(RuleBasedStateMachine):
             return
         session = self.pick_of(self.batches, which)
         counts = [min(n, LONGEST - seen) for n, seen in zip(counts, session.lengths, strict=False)]
-        left = left and not any(row.reach for row in session.rows)
+        left = left and self.offered("ragged_left") and not any(row.reach for row in session.rows)
+        self.trying = "ragged_left" if left else "ragged"
         if max(counts) + padding > 0:
             session.done.append(f"padded {'left' if left else 'right'} {counts}+{padding}")
             self.feed(session, counts, seed, padding, left)

@@ -48,9 +48,8 @@ class Pair(Row):
 class LifePair(Row):
     """Whatever is done to the caches of a whole model: its verdict comes from lives rather than from tensors.
 
-    The candidate's logits are held to one call of the reference over the same tokens, without any state, in the same
-    type; that is float32 alone, in which a lost token cannot pass for rounding. A profile's lives are spread over the
-    configs.
+    The candidate's logits are held to one exact call of the reference over the same tokens, without any state; in
+    float32 alone, in which a lost token cannot pass for rounding. A profile's lives are spread over the configs.
     """
 
     configs: tuple[dict, ...]

@@ -21,6 +21,7 @@ from ...errors import BadInput
 if TYPE_CHECKING:
     import numpy as np
 
+    from ...lives.limits import Limits
     from ...lives.port import Port
 
 WORDS = ("dsv4_mlx", "hf")
@@ -64,7 +65,7 @@ class Adapter(Protocol):
     def mtp(self, ids: np.ndarray, calls: Sequence[int], cached: bool) -> tuple[np.ndarray, str]:
         """Ids [B, T + 1] -> logits two ahead [B, T, V] in float32, own dtype."""
 
-    def living(self, vocabulary: int) -> Port:
+    def living(self, vocabulary: int, limits: Limits) -> Port:
         """The model as the state machine drives it, if it keeps mlx-lm's contract of caches."""
 
     def taps(self, ids: np.ndarray) -> Iterator[tuple[str, str, np.ndarray]]:

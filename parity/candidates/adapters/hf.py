@@ -64,7 +64,7 @@ class Port:
     def mtp(self, ids: np.ndarray, calls: Sequence[int], cached: bool) -> tuple[np.ndarray, str]:
         raise NotOffered("Hugging Face's model has no MTP block.")
 
-    def living(self, vocabulary: int):
+    def living(self, vocabulary: int, limits):
         raise NotOffered("Hugging Face's caches do not keep mlx-lm's contract.")
 
     def taps(self, ids: np.ndarray) -> Iterator[tuple[str, str, np.ndarray]]:

@@ -20,6 +20,7 @@ from . import Target
 from .problems import NotOffered
 
 if TYPE_CHECKING:
+    from ...lives.limits import Limits
     from ...lives.port import Port
 
 LARGEST_TAP = 4_000_000  # elements
@@ -97,7 +98,7 @@ class MLXPort:
             start = stop
         return joined(outputs)
 
-    def living(self, vocabulary: int) -> Port:
+    def living(self, vocabulary: int, limits: Limits) -> Port:
         """Held to one call of its own with a fresh cache: the matrix judges that call, so a life shows caches alone."""
         from ...lives.port import Port
 
@@ -109,6 +110,7 @@ class MLXPort:
         return Port(
             self.model,
             vocabulary,
+            limits,
             make_cache=self.fresh_cache,
             call=call,
             alone=lambda ids: call(ids, self.fresh_cache()),
