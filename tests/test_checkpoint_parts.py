@@ -164,5 +164,6 @@ def test_a_run_that_comes_to_more_is_ended_and_goes_on(folders, tmp_path, monkey
     assert code == 3
     assert re.search(r"The run came to 9\.0 GiB after \d of 7 stages, above --memory 8; it was ended", said)
     assert f"what is done is kept in {state}" in said
+    assert not (state / "layer 3.json").exists()
     _, resumed = run(folders[0], tmp_path / "resumed.json", "--resume", state)
     assert without_clock(resumed) == without_clock(whole)

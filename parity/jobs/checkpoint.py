@@ -68,7 +68,7 @@ def judge_checkpoint(
         with ceiling:
             for one in filter(None, (source, original)):
                 one.refuse_twins()
-            _fill(report, stages, part, state, ahead, progress)
+            _fill(report, stages, part, state, ahead, ceiling, progress)
             conclude(report)
     except CheckpointError as error:
         raise BadInput(str(error)) from error
@@ -100,7 +100,13 @@ def refuse(most: float, need: float, stage: str) -> None:
 
 
 def _fill(
-    report: CheckpointReport, stages: Stages, part: Range, state: State | None, ahead: Ahead, progress: Progress
+    report: CheckpointReport,
+    stages: Stages,
+    part: Range,
+    state: State | None,
+    ahead: Ahead,
+    ceiling: memory.Ceiling,
+    progress: Progress,
 ) -> None:
     """Every stage of a part, in order, the streams of those before it; of what an earlier run has done, its results."""
     every, before, began, done = (
@@ -130,6 +136,7 @@ def _fill(
             done += sizes[index]
             if state:
                 state.save(name, kept, stages.streams, before)
+            ceiling.check()
         if kept["stage"]:
             report.stages.append(kept["stage"])
         if name == HEAD:

@@ -71,7 +71,8 @@ class Ceiling:
     """Ends the run, as Ctrl-C does, as soon as the process has held more than so many GiB; None: never."""
 
     def __init__(self, most: float | None):
-        self.most, self.reached, self.over = most, False, threading.Event()
+        self.most, self.reached = most, False
+        self.over, self.first = threading.Event(), threading.Lock()
 
     def __enter__(self) -> Ceiling:
         if self.most is not None:
@@ -81,9 +82,21 @@ class Ceiling:
     def __exit__(self, *exception) -> None:
         self.over.set()
 
+    def check(self) -> None:
+        """Raise KeyboardInterrupt where the watching thread has not seen it yet."""
+        if self._reached_now():
+            raise KeyboardInterrupt
+
     def _watch(self) -> None:
         while not self.over.wait(POLL):
-            if peak() > self.most:
-                self.reached = True
+            if self._reached_now():
                 _thread.interrupt_main()
                 return
+
+    def _reached_now(self) -> bool:
+        """Whether it is beyond the ceiling; true once, for whoever sees it first."""
+        with self.first:
+            if self.most is None or self.reached or peak() <= self.most:
+                return False
+            self.reached = True
+            return True
