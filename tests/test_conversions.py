@@ -346,9 +346,10 @@ def test_a_stage_looks_for_so_many_only(original, conversion, tmp_path, monkeypa
     assert said.count("other values than the original's, of no tensor that was looked at") == 6
 
 
-def test_a_wrong_model_is_told_from_wrong_weights(original, conversion):
-    with applied([catalogue()["D016"]], "dsv4_mlx"):
-        report = judged(original("F1-bfloat16"), conversion("8 bits"))
+@pytest.mark.parametrize(("defect", "recipe"), [("D016", "8 bits"), ("X026", "as it is")], ids=["block", "head"])
+def test_a_wrong_model_is_told_from_wrong_weights(original, conversion, defect, recipe):
+    with applied([catalogue()[defect]], "dsv4_mlx"):
+        report = judged(original("F1-bfloat16"), conversion(recipe))
     assert report.verdict.value == "diverges"
     assert "its tensors are what rounding explains, so the model that runs them is suspect" in report.sentence
 

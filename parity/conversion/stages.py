@@ -27,9 +27,9 @@ from ..streamed.candidate import Candidate, Rows
 from ..streamed.measure import Agreement, agreement, distance
 from ..streamed.ranges import EMBEDDING, FILES, HEAD
 from ..streamed.reference import HEAD_ROWS, Asked, Head
-from ..streamed.results import Choices, Stage, WeightRow
+from ..streamed.results import Stage, WeightRow
 from ..streamed.source import Source
-from ..streamed.stages import DECODED, DTYPES, KINDS, diverges, measured, names_of
+from ..streamed.stages import DECODED, DTYPES, block_stage, diverges, measured, names_of
 from ..streamed.together import run_together
 from .block import COPIES, ORIGINAL, ComparedBlock, Plain, of_copy, plain_reading
 from .naming import name_it
@@ -118,9 +118,7 @@ class Conversions:
     def block(self, index: int, name: str, judge: bool = True) -> Stage:
         """One block: alone on the exact streams, if it is to be judged, and on each path."""
         config, depth = self.config, index - self.config.num_hidden_layers
-        hashed, ratio = index < config.num_hash_layers, config.ratio(index)
-        stage = Stage(name, KINDS.get(ratio, f"ratio {ratio}") + ", hash-routed" * hashed, Verdict.PARITY)
-        paths = {"ffn.gate": "table" if hashed else "router"} | ({"attn.indexer": "indexer"} if ratio == 4 else {})
+        stage, paths = block_stage(config, index, name)
         ids, streams, embed, embedded = self.ids, self.streams, None, None
         if depth >= 0:  # reads each token's streams beside the embedding of the next
             ids, streams = self.ids[:, 1:], {path: one[:, :-1] for path, one in streams.items()}
@@ -155,10 +153,6 @@ class Conversions:
         if alone:
             judged = oracle.judge(exact, baseline, [other], alone, compared.copy(ORIGINAL, self.wide), CONVERSION)
             measured(stage, judged.taps, judged)
-            stage.choices = [
-                Choices(path, one.tokens, 1 - (one.ties + one.illegal) / max(one.tokens, 1), one.ties, one.illegal)
-                for path, one in judged.choices.items()
-            ]
             stage.isolated = distance(exact.taps["streams"], alone.taps["streams"])
         after = {"exact": path.taps["streams"], "rounded": rounded.taps["streams"]}
         stage.accumulated_baseline = distance(after["exact"], after["rounded"])
@@ -185,24 +179,23 @@ class Conversions:
                 for found, x, (copy, _, _) in zip(parts, read, runs, strict=True):
                     found.append(F.linear(x, of_copy(rows, copy).to(x.dtype)))
         exact, baseline, other, truth, rounded = [torch.cat(found, -1) for found in parts]
-        self._with_weights(stage, *names, "head.")
         try:
             found = self.candidate.logits([given, *(x for name, x in self.streams.items() if name == "candidate")])
         except oracle.CandidateRaised as raised:
             stage.verdict, stage.sentence = Verdict.CRASHED, f"raises {raised}"
-            return stage
+            return self._with_weights(stage, *names, "head.")
         got, own = found[0], found[1] if len(found) > 1 else None
         if got.shape != exact.shape:
-            return diverges(stage, f"'logits' has shape {tuple(got.shape)} where {tuple(exact.shape)} was asked for")
-        if stage.verdict is Verdict.PARITY:
-            measured(stage, {"logits": measure(exact, baseline, [other], got, CONVERSION)})
+            diverges(stage, f"'logits' has shape {tuple(got.shape)} where {tuple(exact.shape)} was asked for")
+            return self._with_weights(stage, *names, "head.")
+        measured(stage, {"logits": measure(exact, baseline, [other], got, CONVERSION)})
         stage.isolated, stage.isolated_baseline = distance(exact, got), distance(exact, baseline)
         stage.accumulated_baseline = distance(truth, rounded)
         self.text_baseline = agreement(truth[0], rounded[0], self.ids[0])
         if own is not None:
             stage.accumulated = distance(truth, own)
             self.text = agreement(truth[0], own[0], self.ids[0])
-        return stage
+        return self._with_weights(stage, *names, "head.")
 
     def _with_weights(self, stage: Stage, *prefixes: str) -> Stage:
         """The stage with what its tensors are worth; those that rounding does not explain are the reason."""

@@ -36,6 +36,13 @@ def names_of(config: Config) -> list[str]:
     return [EMBEDDING, *blocks, HEAD, *(f"MTP block {index}" for index in range(config.num_nextn_predict_layers))]
 
 
+def block_stage(config: Config, index: int, name: str) -> tuple[Stage, dict[str, str]]:
+    """The stage of a block that is still to be judged, and what decides in it (`oracle.decision_paths`)."""
+    hashed, ratio = index < config.num_hash_layers, config.ratio(index)
+    paths = {"ffn.gate": "table" if hashed else "router"} | ({"attn.indexer": "indexer"} if ratio == 4 else {})
+    return Stage(name, KINDS.get(ratio, f"ratio {ratio}") + ", hash-routed" * hashed, Verdict.PARITY), paths
+
+
 class Stages:
     """One run over a checkpoint on token ids [S]; `streams` are those after the stage that was judged last."""
 
@@ -82,9 +89,7 @@ class Stages:
         """One block: alone on the reference's streams, and on its own path; unless it is to be judged, what the paths
         need of that."""
         config, depth = self.config, index - self.config.num_hidden_layers
-        hashed, ratio = index < config.num_hash_layers, config.ratio(index)
-        stage = Stage(name, KINDS.get(ratio, f"ratio {ratio}") + ", hash-routed" * hashed, Verdict.PARITY)
-        paths = {"ffn.gate": "table" if hashed else "router"} | ({"attn.indexer": "indexer"} if ratio == 4 else {})
+        stage, paths = block_stage(config, index, name)
         ids, given, embed, embedded = self.ids, self.streams, None, None
         if depth >= 0:  # reads each token's streams beside the embedding of the next
             ids, given = self.ids[:, 1:], {path: streams[:, :-1] for path, streams in self.streams.items()}
@@ -115,10 +120,6 @@ class Stages:
             model = streamed.copy(self.dtype)
             judged = oracle.judge(exact, baseline, nulls, alone, model, self.name)
             measured(stage, judged.taps, judged)
-            stage.choices = [
-                Choices(path, one.tokens, 1 - (one.ties + one.illegal) / max(one.tokens, 1), one.ties, one.illegal)
-                for path, one in judged.choices.items()
-            ]
             stage.isolated = distance(exact.taps["streams"], alone.taps["streams"])
             stage.isolated_baseline = distance(exact.taps["streams"], baseline.taps["streams"])
         after = {"exact": path.taps["streams"], "input": baseline.taps["streams"]}
@@ -173,6 +174,10 @@ def measured(stage: Stage, taps: dict[str, Measurement], judged: oracle.Judged |
     judged = judged or oracle.Judged(taps)
     stage.ratio = judged.ratio
     stage.taps = [tap_of(name, [m]) for name, m in taps.items()]
+    stage.choices = [
+        Choices(path, one.tokens, 1 - (one.ties + one.illegal) / max(one.tokens, 1), one.ties, one.illegal)
+        for path, one in judged.choices.items()
+    ]
     if not judged.ratio <= 1:
         diverges(stage, judged.worst()).ratio = judged.ratio
     return stage
