@@ -6,6 +6,7 @@ Run: pytest tests/test_checkpoint_parts.py, and with -m slow for more cuts
 
 import json
 import re
+import shutil
 from itertools import pairwise
 
 import pytest
@@ -83,6 +84,20 @@ def test_a_part_judges_no_layer_but_its_own(folders, tmp_path, capsys):
     )
 
 
+def test_what_no_program_can_load_is_told_by_every_part(folders, tmp_path, capsys):
+    original, conversion = folders
+    other = tmp_path / "other"
+    shutil.copytree(conversion, other)
+    told = json.loads((other / "config.json").read_text())
+    told["quantization"]["layers.1.attn.wq_b"] = {"group_size": 64, "bits": 8}
+    (other / "config.json").write_text(json.dumps(told))
+    code, found = run(other, tmp_path / "late.json", "--original", original, "--layers", "2-3")
+    assert (code, [stage["name"] for stage in found["stages"]]) == (1, ["files"])
+    assert "layers.1.attn.wq_b" in found["sentence"]
+    assert cli.main(["merge", str(tmp_path / "late.json")]) == 1
+    capsys.readouterr()
+
+
 def test_a_range_is_read_or_refused():
     assert Range.read(None, 43).whole
     assert (Range.read("22-42", 43).first, Range.read("7", 43).last) == (22, 7)
@@ -113,6 +128,7 @@ def test_what_is_no_part_of_one_run_is_refused(folders, tmp_path, capsys):
     ):
         with pytest.raises(BadInput, match=said):
             merged({f"{place}.json": one for place, one in enumerate(documents)})
+    (tmp_path / "hollow.json").write_text('{"schema": "dsv4-parity/checkpoint/1"}')
     (tmp_path / "list.json").write_text("[]")
     (tmp_path / "broken.json").write_text("{")
     for name in ("list.json", "broken.json", "nowhere.json"):
@@ -121,6 +137,8 @@ def test_what_is_no_part_of_one_run_is_refused(folders, tmp_path, capsys):
         said = capsys.readouterr().err
         assert name in said
         assert "Traceback" not in said
+    assert cli.main(["merge", str(tmp_path / "hollow.json")]) == 2
+    assert "One of the reports is damaged" in capsys.readouterr().err
 
 
 def test_pytest_has_the_tests_of_the_range(folders, pytester):

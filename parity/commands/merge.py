@@ -46,7 +46,10 @@ def command(options: argparse.Namespace, started: float) -> int:
         if not isinstance(one, dict):
             raise BadInput(f"{path} is no report of `parity checkpoint --json`.")
         found[path] = one
-    report = merged(found)
+    try:
+        report = merged(found)
+    except (KeyError, TypeError, AttributeError) as error:  # of this schema by its name only
+        raise BadInput(f"One of the reports is damaged ({type(error).__name__}: {error}); write it anew.") from error
     return outputs.end(report.verdict.exit_code, outputs.deliver(checkpoint.files(report, options, show=True)))
 
 

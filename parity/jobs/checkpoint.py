@@ -109,12 +109,9 @@ def _fill(
     progress: Progress,
 ) -> None:
     """Every stage of a part, in order, the streams of those before it; of what an earlier run has done, its results."""
-    every, before, began, done = (
-        [one for one in stages.all() if not part.ends_before(one[0])],
-        None,
-        time.monotonic(),
-        0,
-    )
+    whole, before, began, done = stages.all(), None, time.monotonic(), 0
+    every = [one for one in whole if not part.ends_before(one[0])]
+    judges = lambda name: part.judges(name) or len(whole) == 1  # noqa: E731 # what nothing can load is no part's alone
     sizes = [sum(size for *_, size in stages.ranges(prefix)) for _, prefix, _ in every]
     for index, (name, _, judge) in enumerate(every):
         kept = state.result(name) if state else None
@@ -126,10 +123,10 @@ def _fill(
             progress(f"{index + 1} of {len(every)}: {name}, {sizes[index] / 1e6:.1f} MB{left}")
             ahead.stop()
             ahead.start(stages.ranges(every[index + 1][1]) if index + 1 < len(every) else [])
-            stage = judge(part.judges(name))
+            stage = judge(judges(name))
             stage.bytes = sizes[index]
             kept = {
-                "stage": plain(stage) if part.judges(name) else None,
+                "stage": plain(stage) if judges(name) else None,
                 "text": plain(stages.text),
                 "text_baseline": plain(stages.text_baseline),
             }
