@@ -176,6 +176,9 @@ def test_sound_caches_are_green():
     assert 0 < result.ratio <= 1
 
 
+REFUSALS = ("The port offers no trimming", "mlx-lm's store of prompts is refused")
+
+
 def test_a_refusal_of_this_projects_own_port_is_a_gap(monkeypatch):
     """It offers everything: what it refuses in a life must not pass for agreement."""
 
@@ -186,8 +189,9 @@ def test_a_refusal_of_this_projects_own_port_is_a_gap(monkeypatch):
     report = run(Profile("few", 1, 9, 6, 15), ["cache"], ["float32"], 1, {})
     assert report.verdict is Verdict.COVERAGE_GAP
     (result,) = report.pairs
-    said = "The port offers no trimming: A rewind is not supported"
-    assert (result.verdict, result.failure.sentence) == (Verdict.COVERAGE_GAP, said)
+    said = result.failure.sentence  # of a random life, or of mlx-lm's store of prompts, whichever came to it first
+    assert said in {f"{what}: A rewind is not supported" for what in REFUSALS}
+    assert result.verdict is Verdict.COVERAGE_GAP
     assert result.failure.reproduce == "parity run --pair cache --dtype float32 --profile few --seed 1"
     assert report.sentence == f"Not all is offered that cache judges: {said}."
     assert result.ratio <= 1  # the lives go on without it

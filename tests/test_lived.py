@@ -101,7 +101,7 @@ class Answers:
     def __init__(self, *suspects):
         self.suspects, self.asked = suspects, []
 
-    def lives(self, sequences, operations, seed, generation, limits):
+    def lives(self, request, limits):
         self.asked.append(limits)
         for ids, error in self.suspects:
             left_out = any(ids[: len(one)] == one for one in limits["unclear"])
@@ -112,7 +112,7 @@ class Answers:
 
 def asked(lived, *suspects):
     engine = Answers(*suspects)
-    return gate_lives._lives(engine, lived, 1, 1, 0, False), engine.asked
+    return gate_lives._lives(engine, lived, {"do": "lives"}), engine.asked
 
 
 def test_the_harness_confirms_what_a_candidate_finds(lived, monkeypatch):

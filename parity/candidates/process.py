@@ -137,13 +137,12 @@ class Process:
         """Logits two ahead of the first MTP block, of ids [B, T + 1] where the calls have T tokens."""
         return self._logits("mtp", schedule, ids, calls, cached)
 
-    def lives(self, sequences: int, operations: int, seed: int, generation: bool, limits: dict) -> told.Lives:
-        """So many random lives of the port's caches, and a long generation where asked; limits: the first fields of
-        `lives.limits.Limits`, by name."""
+    def lives(self, asked: dict, limits: dict) -> told.Lives:
+        """What a request of the worker, `lives` or `serve`, finds in lives of the port's caches; limits: the first
+        fields of `lives.limits.Limits`, by name."""
         self._ready()
-        doing = "in a random life of its caches"
-        request = {"do": "lives", "vocabulary": self.vocabulary, "sequences": sequences, "operations": operations}
-        answer = self._ask(request | {"seed": seed, "generation": generation, "limits": limits}, doing)
+        doing = "in a random life of its caches" if asked["do"] == "lives" else "while mlx-lm drove it"
+        answer = self._ask(asked | {"vocabulary": self.vocabulary, "limits": limits}, doing)
         try:
             return told.lives(answer)
         except (KeyError, ValueError, TypeError, AttributeError, IndexError) as error:

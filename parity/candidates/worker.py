@@ -72,21 +72,42 @@ class Worker:
     def lives(
         self, vocabulary: int, sequences: int, operations: int, seed: int, generation: bool, limits: dict[str, object]
     ) -> dict[str, object]:
-        from ..lives import exploring
-        from ..lives import offers as cache_offers
-        from ..lives.limits import Limits
+        from ..lives import exploring, offers
         from ..lives.port import Lives
 
-        unclear = tuple(map(tuple, limits["unclear"]))
-        port = self.port.living(vocabulary, Limits(limits["largest"], limits["scale"], unclear))
-        gaps = cache_offers.gaps(port)
+        port = self._living(vocabulary, limits)
+        gaps = offers.gaps(port)
         lives = Lives(port, frozenset(gaps))
-        broken = exploring.explore(lives, sequences, operations, seed, generation=generation).broken
+        exploring.explore(lives, sequences, operations, seed, fixed=exploring.FIXED if generation else ())
+        return self._told(lives, gaps | lives.lacking)
+
+    def serve(self, vocabulary: int, schedule: str, seed: int, limits: dict[str, object]) -> dict[str, object]:
+        from ..lives import exploring, offers, served
+        from ..lives.port import Lives
+
+        port = self._living(vocabulary, limits)
+        gaps = offers.gaps(port)
+        lives, lacking = Lives(port, frozenset(gaps)), served.lacking(schedule, port, gaps)
+        if not lacking:
+            exploring.explore(lives, 0, 0, seed, fixed=served.lives(schedule, seed))
+        lacking = lacking or next(iter(lives.lacking.values()), "")
+        return self._told(lives, {schedule: lacking} if lacking else {})
+
+    def _living(self, vocabulary: int, limits: dict[str, object]):
+        from ..lives.limits import Limits
+
+        unclear = tuple(map(tuple, limits["unclear"]))
+        return self.port.living(vocabulary, Limits(limits["largest"], limits["scale"], unclear))
+
+    def _told(self, lives, gaps: dict[str, str]) -> dict[str, object]:
+        from ..lives import exploring
+
+        broken = lives.broken
         return {
             "lives": lives.lives,
             "tokens": lives.tokens,
             "ratio": min(lives.ratio, LARGEST_RATIO),
-            "gaps": gaps | lives.lacking,
+            "gaps": gaps,
             "broken": broken and [broken.sentence, exploring.sort_of(broken.operations), broken.raised],
             "suspect": broken and broken.suspect and [broken.suspect[0], min(LARGEST_RATIO, broken.suspect[1])],
         }

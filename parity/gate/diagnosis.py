@@ -16,6 +16,7 @@ import torch
 from torch import Tensor
 
 from ..judging.runs import forward
+from ..judging.tolerance import measure, rms
 from .conditions import CONDITIONS, active, calls_of, variants
 from .defects import Defect, catalogue
 from .defects.patching import applied
@@ -25,6 +26,8 @@ from .probes import needed, registry
 
 # The null was measured on the reference as published; a defect's own rounding may be another few times that.
 SAME = 3.0
+# Or it is read off the defect's own runs in two types; then it may leave no more of the effect than this.
+REST = 0.01
 BEAM = 4  # hypotheses kept side by side
 ENOUGH = 0.25  # of the tokens of a probe must be clear with the defects too
 LARGE = 1000  # tokens of a probe above which a defect is not looked for whose own probe, a small one, came before
@@ -115,7 +118,9 @@ class Diagnoser:
         if not rounded:
             return False
         again = self._run(mechanism, schedule, defects, self.families[mechanism].probe.dtype)
-        if again is not None and self._alike(mechanism, schedule, again):
+        if again is not None and (
+            self._alike(mechanism, schedule, again) or self._alike_within(mechanism, schedule, run, again)
+        ):
             return True
         clear = self._clear(mechanism, defects) if self._partly_alike(mechanism, schedule, run) else None
         return clear is not None and self._alike(mechanism, schedule, run, clear)
@@ -144,6 +149,18 @@ class Diagnoser:
         whole = torch.zeros_like(family.exact)
         whole[: len(run)] = run
         return family.measure(schedule, given, whole, judged).ratio <= SAME
+
+    def _alike_within(self, mechanism: str, schedule: str, run: Tensor, again: Tensor) -> bool:
+        """Whether a patched reference gave what the candidate gave but for what its type does there, where the defect
+        multiplies rounding and nearly nothing of its effect is left."""
+        family, given = self.families[mechanism], self.matrix.logits[mechanism, schedule]
+        rows = len(run)
+        judged = (family.clear & self._seen(mechanism, schedule))[:rows]
+        exact, run, again, given = (x[:rows].double()[judged] for x in (family.exact, run, again, given))
+        if not judged.any() or not all(x.isfinite().all() for x in (run, again, given)):
+            return False
+        m = measure(run, again.to(family.baseline.dtype), [], given, family.probe.dtype)
+        return m.ratio <= 1 and m.error_rms <= REST * rms(given - exact) and m.null_rms <= REST * rms(run - exact)
 
     def _partly_alike(self, mechanism: str, schedule: str, run: Tensor) -> bool:
         """Whether enough tokens agree for the others to be a matter of unclear choices."""

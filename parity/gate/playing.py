@@ -32,7 +32,7 @@ from ..candidates.adapters.problems import (
 )
 from ..errors import BadInput
 from .probes import PROFILES, registry
-from .recording import ARRAYS, NAMES, SCHEMA, checkpoint_hash, hash_of, question
+from .recording import ARRAYS, NAMES, SCHEMA, checkpoint_hash, hash_of, question, question_of
 
 LARGEST = 1 << 32  # bytes of arrays
 LARGEST_MANIFEST = 1 << 28
@@ -137,9 +137,9 @@ class Player:
         """As Process.mtp."""
         return self._logits("mtp", schedule, ids, calls, cached)
 
-    def lives(self, sequences: int, operations: int, seed: int, generation: bool, limits: dict) -> told.Lives:
+    def lives(self, asked: dict, limits: dict) -> told.Lives:
         """As Process.lives."""
-        return self._answer("lives", "", [sequences, operations, seed, generation])
+        return self._given(question_of(asked, self.checkpoint))
 
     def taps(self, ids) -> list[dict[str, object]]:
         """As Process.taps."""
@@ -161,7 +161,9 @@ class Player:
         return logits.copy()
 
     def _answer(self, do: str, schedule: str = "", of: Sequence = (), compiled: bool = False):
-        key = question(do, self.checkpoint, schedule, of, compiled)
+        return self._given(question(do, self.checkpoint, schedule, of, compiled), schedule)
+
+    def _given(self, key: str, schedule: str = ""):
         given = self.given.get(key)
         if given is None:
             raise NotRecorded(self._missing(schedule))
@@ -212,6 +214,7 @@ ANSWERS = {
     "run": _told_logits,
     "mtp": _told_logits,
     "lives": _told_lives,
+    "serve": _told_lives,
     "taps": _told_taps,
     "compile": lambda player, given: None,
     "stop compiling": lambda player, given: None,

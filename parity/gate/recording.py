@@ -81,11 +81,10 @@ class Recorder:
         """As Process.mtp."""
         return self._logits("mtp", schedule, ids, calls, cached)
 
-    def lives(self, sequences: int, operations: int, seed: int, generation: bool, limits: dict) -> told.Lives:
+    def lives(self, asked: dict, limits: dict) -> told.Lives:
         """As Process.lives. The limits follow from the checkpoint and from what was answered before."""
-        key = question("lives", self.checkpoint, "", [sequences, operations, seed, generation])
         given = lambda lives: dataclasses.asdict(lives) | {"ratio": repr(lives.ratio)}  # noqa: E731 # JSON has no infinity
-        return self._keep(key, lambda: self.engine.lives(sequences, operations, seed, generation, limits), given)
+        return self._keep(question_of(asked, self.checkpoint), lambda: self.engine.lives(asked, limits), given)
 
     def taps(self, ids) -> list[dict[str, object]]:
         """As Process.taps."""
@@ -163,6 +162,11 @@ def question(do: str, checkpoint: str, schedule: str = "", of: Sequence = (), co
     """What is asked, as text that is equal where the same is asked again."""
     asked = {"do": do, "checkpoint": checkpoint, "schedule": schedule, "of": [*of], "compiled": compiled}
     return json.dumps(asked, default=int)  # numpy's integers
+
+
+def question_of(asked: dict, checkpoint: str) -> str:
+    """A request for lives as a question."""
+    return question(asked["do"], checkpoint, "", [value for name, value in asked.items() if name != "do"])
 
 
 def hash_of(array) -> str:

@@ -18,7 +18,7 @@ from ..gate.diagnosis import Diagnoser
 from ..gate.explaining import explain
 from ..gate.families import Family
 from ..gate.filling import Filling, reference
-from ..gate.lives import CACHES, CHECKPOINT, LIVES, OFFERED, judge_lives, mechanism
+from ..gate.lives import CACHES, CHECKPOINT, LIVES, OFFERED, judge_lives, mechanisms
 from ..gate.matrix import NOT_ASKED, Engine, Matrix, ask, close_gaps
 from ..gate.matrix import judge as judge_logits
 from ..gate.probes import SCHEDULES, Probe, needed, of_profile
@@ -189,17 +189,17 @@ FORMS = {loading.EXPERTS: "the experts in fp4", loading.PACKED: "experts in fp4 
 def _live(
     engine: Process, family: Family, matrix: Matrix, report: GateReport, scratch: Path, progress: Progress
 ) -> list[Gap]:
-    """Add the row of the caches; what they do not offer."""
-    progress("random lives of the caches")
+    """Add the rows of the caches; what they do not offer."""
     began = time.monotonic()
-    row = mechanism([one.name for one in report.mechanisms])
+    rows = mechanisms([one.name for one in report.mechanisms])
     if matrix.out_of_patience(CACHES):
-        cell, lacking = Cell(CACHES, LIVES, Verdict.COVERAGE_GAP, NOT_ASKED), []
+        cells, lacking = [Cell(row.name, LIVES, Verdict.COVERAGE_GAP, NOT_ASKED) for row in rows], []
     else:
-        cell, lacking = judge_lives(engine, family, scratch / "checkpoint" / CACHES, report.profile, report.seed)
-    report.mechanisms.append(row)
+        folder = scratch / "checkpoint" / CACHES
+        cells, lacking = judge_lives(engine, family, folder, report.profile, report.seed, progress)
+    report.mechanisms += rows
     report.schedules.append(LIVES)
-    report.cells.append(cell)
+    report.cells += cells
     report.clock["caches_s"] = round(time.monotonic() - began, 2)
     return lacking
 

@@ -8,7 +8,7 @@ from dataclasses import dataclass, replace
 from reference_torch.config import QUANTIZATION_SIMULATIONS
 
 from ..errors import BadInput
-from ..gate.lives import CACHES, OFFERED
+from ..gate.lives import CACHES, OFFERED, SERVED
 from ..gate.probes import SCHEDULES, of_profile
 
 SIMULATIONS = ("auto", *QUANTIZATION_SIMULATIONS)
@@ -79,6 +79,6 @@ class Asked:
 
 def requirable() -> list[str]:
     """What --require may name: schedules and mechanisms."""
-    return [*SCHEDULES, *(probe.mechanism for probe in of_profile("exhaustive")), CACHES] + [
+    return [*SCHEDULES, *(probe.mechanism for probe in of_profile("exhaustive")), CACHES, *SERVED] + [
         f"{CACHES}.{name}" for name in OFFERED
     ]

@@ -6,7 +6,7 @@ from ..candidates.adapters.problems import NEEDS_METAL
 from ..gate.conditions import named
 from ..gate.defects import Defect
 from ..gate.diagnosis import Hypothesis
-from ..gate.lives import CACHES, LIVES
+from ..gate.lives import CACHES, LIVES, SERVED
 from ..gate.loading import PUBLISHED
 from ..gate.matrix import NOT_ASKED
 from ..gate.results import Beyond, Cell, Deviation, Gap, GateReport
@@ -14,7 +14,7 @@ from ..results import Verdict, overall
 
 FIRST_REVISION = "D076-missing"
 # What kinds of candidates are known not to offer. (transformers loads packed weights where accelerate is installed.)
-NOT_OFFERED_BY = {"dsv4_mlx": (), "hf": ("mtp", CACHES, "weights.fp8", "weights.fp4")}
+NOT_OFFERED_BY = {"dsv4_mlx": (), "hf": ("mtp", CACHES, *SERVED, "weights.fp8", "weights.fp4")}
 BAD = (Verdict.DIVERGES, Verdict.CRASHED)
 WORDS = {
     "oneshot": "one call without a cache",
@@ -22,7 +22,7 @@ WORDS = {
     "decode": "decode after a prompt",
     "chunks": "chunks",
     "batch": "a batch of two",
-    LIVES: "a random life of its caches",
+    LIVES: "a life of its caches",
 }
 
 

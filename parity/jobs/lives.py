@@ -17,10 +17,11 @@ from ..cases.strategies import Profile, checkpoint_tensors
 from ..errors import BadInput
 from ..judging.lived import Lived
 from ..judging.sides import MLXSide, TorchSide, from_mlx, to_mlx
-from ..lives.exploring import explore, relive, sort_of
+from ..lives import served
+from ..lives.exploring import FIXED, explore, relive, sort_of
 from ..lives.limits import Limits
 from ..lives.port import Broken, Lives, Port
-from ..lives.state_machine import OPERATIONS
+from ..lives.state_machine import BEGINNINGS, OPERATIONS
 from ..pairs import LifePair
 from ..results import Failure, PairResult, Verdict
 
@@ -50,13 +51,8 @@ class Life:
             for entry in operations
         ):
             raise ValueError(f"'operations' must be a list of [name, arguments] with names of {', '.join(OPERATIONS)}")
-        if (
-            not operations
-            or operations[0][0] not in ("first", "generate")
-            or type(raw["seed"]) is not int
-            or raw["seed"] < 0
-        ):
-            raise ValueError("a life has an integer 'seed' and begins with 'first' or is 'generate'")
+        if not operations or operations[0][0] not in BEGINNINGS or type(raw["seed"]) is not int or raw["seed"] < 0:
+            raise ValueError(f"a life has an integer 'seed' and begins with one of {', '.join(BEGINNINGS)}")
         Config.from_dict(raw["config"])
         return cls(**raw)
 
@@ -75,7 +71,7 @@ class LifeSearch:
         for index, config in enumerate(configs):
             share = self.profile.lives // len(configs) + (index < self.profile.lives % len(configs))
             lives = Lives(port(config, seed, self.dtype))
-            done.append(explore(lives, share, self.profile.operations, seed, shrink, generation=index == 0))
+            done.append(explore(lives, share, self.profile.operations, seed, shrink, fixed() if index == 0 else ()))
             if lives.broken is not None:
                 return self.result(done, Life(config, seed, plain(lives.broken)), shrink)
         return self.result(done)
@@ -127,6 +123,11 @@ class LifeSearch:
         if life is None:
             return f"{command} --profile {self.profile.name} --seed {self.seed}"
         return f"{command} --case {shlex.quote(life.to_json())}"
+
+
+def fixed() -> list[list[tuple[str, dict]]]:
+    """Lives that none drawn is like: by mlx-lm itself, and those of `exploring`."""
+    return [*FIXED, *(life for schedule in served.NEEDS for life in served.lives(schedule, seed=0))]
 
 
 FEWEST = 10  # lives of a config: with fewer, all go to the first one

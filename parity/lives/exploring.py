@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import hypothesis
 from hypothesis import HealthCheck, Phase, Verbosity, settings
@@ -26,6 +26,9 @@ SHOWN_BY = {
     "ragged": ("padded calls of a batch", "D013, D043, D055"),
     "new": ("one cache beside another", "D092"),
     "generate": ("a long generation", "D094"),
+    "serve_batches": ("mlx-lm's batches", "D013, D043, D045, D046, D055"),
+    "serve_steps": ("mlx-lm's generator", "D014, D033 to D038, D048, D054, D060, D061, D094"),
+    "serve_turns": ("mlx-lm's store of prompts", "D046, D047, D092, D093, D096"),
 }
 CALLS = "D014, D033 to D038, D044, D048, D050, D054 to D056, D060, D061, D067"
 
@@ -52,13 +55,25 @@ RAGGED = [
     ("decode", {"which": 2, "tokens": 4, "seed": 2}),
     ("prefill", {"which": 2, "tokens": 7, "seed": 3}),
 ]
+FIXED = (RAGGED, GENERATION)
 
 
 def explore(
-    lives: Lives, sequences: int, operations: int, seed: int, shrink: bool = True, generation: bool = False
+    lives: Lives, sequences: int, operations: int, seed: int, shrink: bool = True, fixed: Sequence[list] = ()
 ) -> Lives:
-    """So many random lives, the same ones at every run, then where asked a batch of unequal sequences and a long
-    generation; a broken life is made shorter, if asked."""
+    """So many random lives, the same ones at every run, then the fixed ones; a broken life is made shorter, if
+    asked."""
+    if sequences:
+        _draw(lives, sequences, operations, seed)
+    for life in fixed:
+        if lives.broken is None:
+            relive(lives, life)
+    if shrink and lives.broken is not None:
+        lives.broken = shorter(lives.port, lives.without, lives.broken)
+    return lives
+
+
+def _draw(lives: Lives, sequences: int, operations: int, seed: int) -> None:
     wanted = settings(
         max_examples=sequences,
         stateful_step_count=operations,
@@ -75,12 +90,6 @@ def explore(
     except Exception:
         if lives.broken is None:
             raise
-    for life in (RAGGED, GENERATION) if generation else ():
-        if lives.broken is None:
-            relive(lives, life)
-    if shrink and lives.broken is not None:
-        lives.broken = shorter(lives.port, lives.without, lives.broken)
-    return lives
 
 
 def relive(lives: Lives, operations: list[tuple[str, dict]]) -> Lives:
@@ -112,7 +121,7 @@ def shorter(port: Port, without: frozenset[str], broken: Broken) -> Broken:
 
     while any([_fewer(broken, better), _smaller(lambda: broken, better, ("which", "other", "row"))]):
         pass
-    _smaller(lambda: broken, better, ("tokens", "counts", "padding"))
+    _smaller(lambda: broken, better, ("prompts", "prompt", "shared", "more", "again", "tokens", "counts", "padding"))
     tries = 0
     for index in range(1, len(broken.operations)):
         if broken.operations[index][0] in SHOWN_BY:  # what follows it are calls: do they do?
@@ -132,28 +141,31 @@ def _fewer(broken: Broken, better: Callable[[list], bool]) -> bool:
 
 
 def _smaller(current: Callable[[], Broken], better: Callable[[list], bool], arguments: tuple[str, ...]) -> bool:
-    """Whether one of these arguments could be smaller."""
+    """Whether one of these arguments could be smaller: a number the smallest that does, of a list what it needs."""
     found = False
-    for index, (name, given) in enumerate(current().operations):
+    for index, (_, given) in enumerate(current().operations):
         for argument in arguments:
-            for value in _below(given[argument]) if argument in given else ():
+            for change in _below(given[argument]) if argument in given else ():
                 operations = [*current().operations]
                 if index >= len(operations):
                     return found
-                operations[index] = (name, operations[index][1] | {argument: value})
-                if better(operations):
+                name, now = operations[index]
+                operations[index] = (name, now | {argument: change(now[argument])})
+                if now[argument] != operations[index][1][argument] and better(operations):
                     found = True
-                    break
+                    if not isinstance(now[argument], list):
+                        break
     return found
 
 
-def _below(value) -> list:
-    """Smaller values, the smallest first; of a list, those with one number left."""
+def _below(value) -> list[Callable]:
+    """Changes that make it smaller: a number in one step, the largest first; a list number by number, the last one
+    first."""
     if isinstance(value, int):
-        return sorted({n for n in (0, 1, value // 2, value - 1) if 0 <= n < value})
-    if sum(isinstance(n, int) for n in value) < len(value) or sum(map(bool, value)) < 2:
+        return [lambda _, n=n: n for n in sorted({0, 1, value // 2, value - 1}) if 0 <= n < value]
+    if not all(isinstance(n, int) for n in value):
         return []
-    return [[n if i == j else 0 for j, n in enumerate(value)] for i in range(len(value)) if value[i]]
+    return [lambda now, i=i: [0 if i == j else n for j, n in enumerate(now)] for i in reversed(range(len(value)))]
 
 
 def check(port: Port, sequences: int, operations: int = 30, shrink: bool = True):

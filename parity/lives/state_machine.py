@@ -7,20 +7,18 @@ and, where batches are offered, `merge`, `extract`, `filter`, `extend`, `prepare
 from __future__ import annotations
 
 import copy
-import functools
 import tempfile
-from collections.abc import Callable
 from pathlib import Path
 
 import mlx.core as mx
 import numpy as np
 from hypothesis import strategies as st
-from hypothesis.stateful import RuleBasedStateMachine, initialize, precondition, rule
+from hypothesis.stateful import RuleBasedStateMachine, initialize, precondition
 from mlx_lm.models import cache as mlx_lm_cache
 
-from .offers import OFFERS, pending, words_of
+from .operations import BY_MLX_LM, operation
 from .port import Broken, Lives
-from .refusals import refuses
+from .served import Served
 from .sessions import Sequence, Session
 
 LONGEST = 180  # tokens a sequence: beyond a block of 128 and all that the rings of a tiny window hold
@@ -29,39 +27,7 @@ ROWS = 6  # sequences of a batch
 DRAFT = 16  # tokens that any cache that calls itself trimmable must take back
 
 
-def operation(mark: Callable = rule, **drawn):
-    """A rule that writes down what it was given, and what became of it."""
-
-    def decorate(function: Callable) -> Callable:
-        @functools.wraps(function)
-        def step(self, **given):
-            self.done.append((function.__name__, given))
-            self.trying = function.__name__ if function.__name__ in OFFERS else None
-            try:
-                function(self, **given)
-            except AssertionError as error:
-                self.fail(str(error), raised=False)
-                raise
-            except Exception as error:
-                said = " ".join(str(error).split())[:300].rstrip(".")
-                if self.trying and refuses(error) and self.goes_on_without(self.trying):
-                    kind = "" if type(error) is NotImplementedError else f"{type(error).__name__}: "
-                    self.lives.lacking[self.trying] = f"The port offers no {words_of(self.trying)}: {kind}{said}."
-                    return
-                self.fail(f"{function.__name__} raised {type(error).__name__}: {said}", raised=True)
-                raise
-
-        return mark(**drawn)(step)
-
-    return decorate
-
-
-def undrawn(**drawn):
-    """No rule: such an operation is in fixed lives alone."""
-    return lambda step: step
-
-
-class CacheMachine(RuleBasedStateMachine):
+class CacheMachine(Served, RuleBasedStateMachine):
     """Sessions that come, go, mix and branch; `lives` is set by `explore` and `relive`."""
 
     lives: Lives
@@ -276,13 +242,6 @@ class CacheMachine(RuleBasedStateMachine):
         done = [f"merged ({'; '.join(', '.join(s.done) or 'nothing' for s in chosen)})"]
         self.keep(Session(cache, [session.copied_rows()[0] for session in chosen], True, done))
 
-    @operation(undrawn)
-    def generate(self, prompt, tokens):
-        """At length, evaluating the logits alone as mlx-lm's generator does: nothing may pile up in a fresh cache."""
-        self.current = Session([], [], done=[f"{prompt} tokens", f"{tokens} generated"])
-        found = pending(self.port, prompt, tokens)
-        assert not found, found
-
     @precondition(lambda self: self.batches)
     @operation(
         which=st.integers(0, SESSIONS - 1),
@@ -343,7 +302,8 @@ class CacheMachine(RuleBasedStateMachine):
         self.probe(session)
 
 
+BEGINNINGS = ("first", "generate", *BY_MLX_LM)
 OPERATIONS = (
-    *("first", "generate", "new", "prefill", "decode", "trim", "save_and_restore", "weigh", "branch"),
+    *(*BEGINNINGS, "new", "prefill", "decode", "trim", "save_and_restore", "weigh", "branch"),
     *("merge", "ragged", "extract", "filter", "extend"),
 )

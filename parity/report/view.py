@@ -19,7 +19,7 @@ SCHEDULES = {
     "decode": "a prompt, then token by token",
     "chunks": "several calls of uneven length",
     "batch": "two rows at once, a prompt, then token by token",
-    "lives": "random lives of the caches: calls, rewinds, copies, files, batches",
+    "lives": "random lives of the caches, and requests through mlx-lm itself",
 }
 
 
