@@ -77,7 +77,7 @@ BUGS = [
         ),
     ),
     inline("D047 trim grants what is gone", ("cache", "row.reach - row.offset > REWIND", "False")),
-    inline("D047 a prefix of other tokens", ("token_ids", "= new\n", "= new * (call.tokens > 1)\n")),
+    inline("D047 a prefix of other tokens", ("token_ids", "= new\n", "= mx.roll(new, 1, axis=1)\n")),
     inline(
         "D047 trim takes back nothing",
         ("cache", "        self.rows = rows\n        return taken", "        return taken"),
