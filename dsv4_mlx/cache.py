@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import mlx.core as mx
 from mlx_lm.models import cache as mlx_lm_cache
@@ -13,6 +12,7 @@ from .errors import UsageError
 from .pool import REWIND, Pool
 from .positions import Call, Row
 from .ring import Ring
+from .token_ids import TokenIds
 
 
 class LayerCache(mlx_lm_cache._BaseCache):
@@ -23,15 +23,20 @@ class LayerCache(mlx_lm_cache._BaseCache):
 
     ``held``: as long as a sequence never was longer, nothing of it was overwritten, in no layer of the
     model. Every layer must have the same, so that a rewind is granted by all of them or by none.
+
+    ``place``: the entry's index in a cache of ``Model.make_cache``, whose entry 0 keeps the token ids too. Such a cache
+    can be rewound by any number of tokens: the model's next call computes anew what is overwritten. None for an entry
+    by itself and for those of MTP blocks, which refuse such a rewind.
     """
 
-    def __init__(self, window: int, ratio: int, held: int | None = None):
-        self.window, self.ratio = window, ratio
+    def __init__(self, window: int, ratio: int, held: int | None = None, place: int | None = None):
+        self.window, self.ratio, self.place = window, ratio, place
         self.rows: tuple[Row, ...] = (Row(),)
         self.ring = Ring(window + REWIND)
         overlap = ratio == OVERLAP_RATIO
         self.compressed = Pool(ratio, overlap) if ratio else None
         self.indexed = Pool(ratio, overlap) if overlap else None
+        self.tokens = TokenIds() if place == 0 else None
         self.held = held if held is not None else min(ring.size for ring in self._rings())
 
     def to_quantized(self, group_size: int = 64, bits: int = 4):
@@ -102,21 +107,20 @@ class LayerCache(mlx_lm_cache._BaseCache):
     # --- rewinding -----------------------------------------------------------------------------------------
 
     def is_trimmable(self) -> bool:
-        """Whether ``trim`` grants what mlx-lm is about to ask of it.
-
-        mlx-lm asks without a number. Speculative decoding means the tokens of a rejected draft, and REWIND
-        of them can always be taken back. Its store of prompts means any prefix, and believes the
-        answer: to it, only a cache of which nothing was overwritten says yes.
-        """
-        return not _asked_by_a_store() or all(row.reach <= self.held for row in self.rows)
+        """True. mlx-lm means any number of tokens by it, or those of a draft; see ``trim``."""
+        return True
 
     def trim(self, n: int) -> int:
-        """Take back the last ``n`` tokens of every sequence, all it has where it has fewer; what was taken back."""
+        """Take back the last ``n`` tokens of every sequence, all it has where it has fewer; what was taken back.
+
+        Raises UsageError where what is left cannot be continued: further back than REWIND in an entry without a
+        ``place`` of which something was overwritten.
+        """
         if n < 0:
             raise UsageError(f"A cache cannot be trimmed by {n} tokens; give 0 or more.")
         rows = tuple(row._replace(offset=max(row.offset - n, 0)) for row in self.rows)
         for old, new in zip(self.rows, rows, strict=True):
-            if new.reach > self.held and new.reach - new.offset > REWIND:
+            if self.place is None and self._overwritten(new):
                 most = max(old.offset - old.reach + REWIND, 0)
                 raise UsageError(
                     f"The cache cannot be trimmed by {n} tokens: of a sequence of {old.offset} it can take back "
@@ -125,6 +129,22 @@ class LayerCache(mlx_lm_cache._BaseCache):
         taken = max(old.offset - new.offset for old, new in zip(self.rows, rows, strict=True))
         self.rows = rows
         return taken
+
+    def lost(self) -> dict[int, mx.array]:
+        """Of entry 0: the ids [1, n] of each sequence that must be computed anew before the next call."""
+        gone = [index for index, row in enumerate(self.rows) if self._overwritten(row)]
+        return {index: self.tokens.store[index : index + 1, : self.rows[index].offset] for index in gone}
+
+    def restore(self, fresh: Mapping[int, LayerCache]):
+        """Put what was computed anew, one sequence each, in the places of those lost; announced padding stays."""
+        rows = self.rows
+        self._take(self.merge([fresh.get(index) or self.extract(index) for index in range(len(rows))]))
+        self.rows = tuple(
+            new._replace(left=old.left, length=old.length) for old, new in zip(rows, self.rows, strict=True)
+        )
+
+    def _overwritten(self, row: Row) -> bool:
+        return row.reach > self.held and row.reach - row.offset > REWIND
 
     # --- batches -------------------------------------------------------------------------------------------
 
@@ -140,9 +160,9 @@ class LayerCache(mlx_lm_cache._BaseCache):
         chosen = mx.array(keep, dtype=mx.int32)
         self._replace([None if x is None else x[chosen] for x in self._arrays()])
 
-    def extract(self, idx: int) -> LayerCache:
+    def extract(self, idx: int) -> ExtractedLayerCache:
         """Sequence ``idx`` by itself, in arrays of its own."""
-        alone = self.__copy__()
+        alone = ExtractedLayerCache.from_state(self.state)
         alone.filter([idx])
         return alone
 
@@ -150,13 +170,13 @@ class LayerCache(mlx_lm_cache._BaseCache):
         """Append the sequences of ``other``."""
         self._take(self.merge([self, other]))
 
-    @classmethod
-    def merge(cls, caches: Sequence[LayerCache]) -> LayerCache:
+    @staticmethod
+    def merge(caches: Sequence[LayerCache]) -> LayerCache:
         """One cache of all their sequences, in order; the caches stay as they are."""
         first = caches[0]
         if any(cache._kind() != first._kind() for cache in caches):
             raise UsageError("Caches of different layers or models cannot be merged.")
-        merged = cls(first.window, first.ratio, first.held)
+        merged = LayerCache(*first._kind())
         merged.rows = tuple(row for cache in caches for row in cache.rows)
         parts = zip(*(cache._arrays() for cache in caches), strict=True)
         merged._replace([_stacked(arrays, [len(cache.rows) for cache in caches]) for arrays in parts])
@@ -167,12 +187,12 @@ class LayerCache(mlx_lm_cache._BaseCache):
     @property
     def state(self):
         """All that is kept, as arrays and plain numbers, for mlx-lm to evaluate and to save."""
-        return [self.window, self.ratio, self.held, [list(row) for row in self.rows], self._arrays()]
+        return [*self._kind(), [list(row) for row in self.rows], self._arrays()]
 
     @state.setter
     def state(self, value):
-        window, ratio, held, rows, arrays = value
-        self.__init__(int(window), int(ratio), int(held))
+        *kind, rows, arrays = value
+        self.__init__(*(None if x is None else int(x) for x in kind))
         self.rows = tuple(Row(*(None if x is None else int(x) for x in row)) for row in rows)
         # Handles of our own, so that writes in place do not reach the cache whose state was taken.
         self._replace([None if x is None else mx.array(x) for x in arrays])
@@ -188,7 +208,7 @@ class LayerCache(mlx_lm_cache._BaseCache):
             raise ValueError("LayerCache keeps nothing in meta_state, but one was set.")
 
     def __copy__(self) -> LayerCache:
-        return self.from_state(self.state)
+        return LayerCache.from_state(self.state)
 
     def __deepcopy__(self, memo) -> LayerCache:
         return self.__copy__()
@@ -212,7 +232,7 @@ class LayerCache(mlx_lm_cache._BaseCache):
         return len(self.rows) == 1 and self.ring.slots is None
 
     def _kind(self) -> tuple:
-        return type(self), self.window, self.ratio, self.held
+        return self.window, self.ratio, self.held, self.place
 
     def _pools(self) -> list[Pool]:
         return [pool for pool in (self.compressed, self.indexed) if pool is not None]
@@ -220,46 +240,50 @@ class LayerCache(mlx_lm_cache._BaseCache):
     def _rings(self) -> list[Ring]:
         return [self.ring, *(ring for pool in self._pools() for ring in (pool.kv, pool.gate))]
 
+    def _stores(self) -> list[Pool | TokenIds]:
+        return self._pools() + ([] if self.tokens is None else [self.tokens])
+
     def _arrays(self) -> list[mx.array | None]:
-        """Slots of every ring, then the store of every pool."""
-        return [ring.slots for ring in self._rings()] + [pool.store for pool in self._pools()]
+        """Slots of every ring, then the store of every pool and of the ids."""
+        return [ring.slots for ring in self._rings()] + [kept.store for kept in self._stores()]
 
     def _replace(self, arrays: list[mx.array | None]):
         """Put arrays in the order of ``_arrays`` in their places."""
-        rings, pools = self._rings(), self._pools()
+        rings, stores = self._rings(), self._stores()
         for ring, slots in zip(rings, arrays[: len(rings)], strict=True):
             ring.slots = slots
-        for pool, store in zip(pools, arrays[len(rings) :], strict=True):
-            pool.store = store
+        for kept, store in zip(stores, arrays[len(rings) :], strict=True):
+            kept.store = store
 
     def _take(self, other: LayerCache):
         self.rows = other.rows
         self._replace(other._arrays())
 
 
+class ExtractedLayerCache(LayerCache):
+    """A sequence of a batch by itself, as mlx-lm's store of prompts keeps it.
+
+    A cache that says it is trimmable makes the store drop the prefixes that it has, a system prompt that many share
+    for example, and each would be computed anew. So this one says so only while a rewind costs nothing. Its copies,
+    which the store hands out, and what a file of it gives are LayerCaches.
+    """
+
+    def is_trimmable(self) -> bool:
+        """Whether any rewind is granted and nothing must be computed anew for it."""
+        return all(row.reach <= self.held for row in self.rows)
+
+
 def _stacked(arrays: Sequence[mx.array | None], batches: list[int]) -> mx.array | None:
-    """Arrays [B_i, n_i, d] below each other, shorter or absent ones filled up with zeros; None if all are absent."""
+    """Arrays [B_i, n_i, ...] below each other, shorter or absent ones filled up with zeros; None if all are absent."""
     found = [x for x in arrays if x is not None]
     if not found:
         return None
-    length, dim, dtype = max(x.shape[1] for x in found), found[0].shape[-1], found[0].dtype
-    if any(x.shape[-1] != dim for x in found):
+    length, rest, dtype = max(x.shape[1] for x in found), found[0].shape[2:], found[0].dtype
+    if any(x.shape[2:] != rest for x in found):
         raise UsageError("Caches of different layers or models cannot be merged.")
     filled = []
     for x, batch in zip(arrays, batches, strict=True):
         if x is None:
-            x = mx.zeros((batch, 0, dim), dtype=dtype)
-        filled.append(mx.pad(x, [(0, 0), (0, length - x.shape[1]), (0, 0)]))
+            x = mx.zeros((batch, 0, *rest), dtype=dtype)
+        filled.append(mx.pad(x, [(0, 0), (0, length - x.shape[1]), *[(0, 0)] * len(rest)]))
     return mx.concatenate(filled, axis=0)
-
-
-def _asked_by_a_store() -> bool:
-    """Whether mlx-lm's LRUPromptCache is among the nearest callers; see ``LayerCache.is_trimmable``."""
-    frame = sys._getframe(2)
-    for _ in range(4):
-        if frame is None:
-            return False
-        if isinstance(frame.f_locals.get("self"), mlx_lm_cache.LRUPromptCache):
-            return True
-        frame = frame.f_back
-    return False

@@ -17,6 +17,8 @@ from .norm import RMSNorm
 from .positions import Call
 from .quantization import Embedding, Linear, pack
 
+CHUNK = 2048  # tokens of a prefix that are computed anew in one call
+
 
 class Model(nn.Module):
     """Embedding, n equal streams, blocks, collapse, norm, head; names are the checkpoint's.
@@ -39,6 +41,8 @@ class Model(nn.Module):
         """Token ids [B, S] -> the final streams [B, S, n, D], before hc_head."""
         call, states = self._call(self.layers, ids, cache, mask)
         ids = call.inward(ids)
+        if cache is not None and cache[0].tokens is not None:
+            ids = cache[0].tokens.write(ids, call)
         x = self.embed(ids)
         streams = mx.repeat(x[:, :, None], self.args.hc_mult, axis=2)
         for layer, state in zip(self.layers, states, strict=True):
@@ -91,7 +95,7 @@ class Model(nn.Module):
         if ids.size == 0:
             raise UsageError("The prompt is empty; give at least one token.")
         if cache is not None:
-            _check_cache(blocks, cache)
+            _check_cache(blocks, cache, mtp=blocks is not self.layers)
         seen = [row.offset for row in cache[0].call(batch, tokens).rows] if cache is not None else [0] * batch
         # A token that the model itself has chosen is not known yet when its call is built: to look would be to wait.
         if tokens > 1 or not any(seen):
@@ -99,8 +103,26 @@ class Model(nn.Module):
         padded = padding.from_mask(mask, tokens, seen)
         if cache is None and padded is None:
             return Call.of(0, ids), [None] * len(blocks)
+        if cache is not None:
+            self._restore(cache)
         states = cache if cache is not None else _caches(blocks)
         return states[0].call(batch, tokens, padded), states
+
+    def _restore(self, cache: list[LayerCache]):
+        """Compute anew the sequences that were rewound further back than the cache holds."""
+        fresh = {index: self._prefix(ids) for index, ids in cache[0].lost().items()}
+        if fresh:
+            for place, state in enumerate(cache):
+                state.restore({index: prefix[place] for index, prefix in fresh.items()})
+
+    def _prefix(self, ids: mx.array) -> list[LayerCache]:
+        """A cache of the ids [1, n]."""
+        cache = self.make_cache()
+        for start in range(0, ids.shape[1], CHUNK):
+            self.streams(ids[:, start : start + CHUNK], cache)
+            mx.eval([state.state for state in cache])
+            mx.clear_cache()
+        return cache
 
     def _check_ids(self, ids: mx.array):
         low, high = ids.min().item(), ids.max().item()
@@ -109,11 +131,11 @@ class Model(nn.Module):
             raise UsageError(f"Token id {wrong} is outside the vocabulary of {self.args.vocab_size}.")
 
     def make_cache(self) -> list[LayerCache]:
-        """One empty cache a backbone layer."""
-        return _caches(self.layers)
+        """One empty cache a backbone layer; together they can be rewound by any number of tokens."""
+        return _caches(self.layers, placed=True)
 
     def make_mtp_cache(self) -> list[LayerCache]:
-        """One empty cache an MTP block."""
+        """One empty cache an MTP block; past the first few tokens, REWIND can be taken back."""
         return _caches(self.mtp)
 
     def sanitize(self, weights: Mapping[str, mx.array]) -> dict[str, mx.array]:
@@ -140,16 +162,19 @@ class Model(nn.Module):
         return checkpoint.may_cast
 
 
-def _caches(blocks: list[Block]) -> list[LayerCache]:
-    """An empty cache a block; all of them grant the same rewinds."""
-    caches = [LayerCache(block.attn.window, block.attn.ratio) for block in blocks]
+def _caches(blocks: list[Block], placed: bool = False) -> list[LayerCache]:
+    """An empty cache a block; all of them grant the same rewinds, any where they are ``placed``."""
+    caches = [
+        LayerCache(block.attn.window, block.attn.ratio, place=place if placed else None)
+        for place, block in enumerate(blocks)
+    ]
     held = min((cache.held for cache in caches), default=0)
     for cache in caches:
         cache.held = held
     return caches
 
 
-def _check_cache(blocks: list[Block], cache: list[LayerCache]):
+def _check_cache(blocks: list[Block], cache: list[LayerCache], mtp: bool):
     """Raise UsageError unless the cache can belong to these blocks."""
     if len(cache) != len(blocks):
         raise UsageError(f"The cache has {len(cache)} entries for {len(blocks)} layers; take it from make_cache().")
@@ -158,5 +183,8 @@ def _check_cache(blocks: list[Block], cache: list[LayerCache]):
             raise UsageError(f"Entry {index} of the cache is a {type(state).__name__}; take it from make_cache().")
         if not state.fits(block.attn.window, block.attn.ratio, block.attn.dim):
             raise UsageError(f"Entry {index} of the cache belongs to a layer of another model; make a new cache.")
+        if state.place != (None if mtp or cache[0].place is None else index):
+            made = "make_mtp_cache()" if mtp else "one make_cache()"
+            raise UsageError(f"Entry {index} of the cache was made for another place; take all from {made}.")
         if state.rows != cache[0].rows:
             raise UsageError(f"Entries 0 and {index} of the cache are at different tokens; make a new cache.")

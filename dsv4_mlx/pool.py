@@ -9,8 +9,17 @@ import mlx.core as mx
 from .positions import Call
 from .ring import Ring
 
-POOL_STEP = 256  # rows by which the store of compressed rows grows
+STEP = 256  # rows or ids by which what grows with the sequence grows
 REWIND = 16  # tokens that can always be taken back: what a rejected draft needs
+
+
+def grown(store: mx.array | None, batch: int, count: int, like: mx.array) -> mx.array:
+    """``store`` [B, n, ...] with n >= count, in whole STEPs; ``like`` [_, _, ...] lends a new one shape and dtype."""
+    if store is not None and count <= store.shape[1]:
+        return store
+    used = store if store is not None else mx.zeros((batch, 0, *like.shape[2:]), dtype=like.dtype)
+    spare = -(-count // STEP) * STEP - used.shape[1]
+    return mx.concatenate([used, mx.zeros((batch, spare, *like.shape[2:]), dtype=like.dtype)], axis=1)
 
 
 @dataclass(frozen=True)
@@ -85,10 +94,7 @@ class Pool:
     def write(self, rows: mx.array, call: Call):
         """Store the rows [N, n, dim] of the blocks that ``push`` gave, in place; the store grows in steps."""
         batch, count = len(call.rows), call.last // self.ratio
-        if self.store is None or count > self.store.shape[1]:
-            used = self.store if self.store is not None else mx.zeros((batch, 0, rows.shape[-1]), rows.dtype)
-            spare = -(-count // POOL_STEP) * POOL_STEP - used.shape[1]
-            self.store = mx.concatenate([used, mx.zeros((batch, spare, rows.shape[-1]), dtype=rows.dtype)], axis=1)
+        self.store = grown(self.store, batch, count, rows)
         if call.uniform:
             self.store[:, call.start // self.ratio : count] = rows
         else:

@@ -20,4 +20,4 @@ def register():
 
 def register_cache():
     """Let mlx-lm's ``load_prompt_cache`` find the class: it looks for the entries' names in its own module."""
-    mlx_lm_cache.LayerCache = LayerCache
+    mlx_lm_cache.LayerCache = mlx_lm_cache.ExtractedLayerCache = LayerCache

@@ -64,7 +64,7 @@ BUGS = [
         "D046 copies share their arrays",
         (
             "cache",
-            "return self.from_state(self.state)",
+            "return LayerCache.from_state(self.state)",
             "made = self.from_state(self.state)\n        made._replace(self._arrays())\n        return made",
         ),
     ),
@@ -76,7 +76,8 @@ BUGS = [
             "first, end = max(call.start, call.rows[0].reach) // self.ratio",
         ),
     ),
-    inline("D047 trim grants what is gone", ("cache", "new.reach - new.offset > REWIND", "False")),
+    inline("D047 trim grants what is gone", ("cache", "row.reach - row.offset > REWIND", "False")),
+    inline("D047 a prefix of other tokens", ("token_ids", "= new\n", "= mx.roll(new, 1, axis=1)\n")),
     inline(
         "D047 trim takes back nothing",
         ("cache", "        self.rows = rows\n        return taken", "        return taken"),
@@ -93,7 +94,11 @@ BUGS = [
     ),
     inline(
         "D092 caches shared by requests",
-        ("model", "return _caches(self.layers)", 'return self.__dict__.setdefault("_kept", _caches(self.layers))'),
+        (
+            "model",
+            "return _caches(self.layers, placed=True)",
+            'return self.__dict__.setdefault("_kept", _caches(self.layers, placed=True))',
+        ),
     ),
     inline(
         "D093 entries that tell no size",

@@ -173,6 +173,19 @@ def test_drafts_are_those_of_true_tokens_alone(decoding, length, draft_tokens):
         assert own == expected
 
 
+def test_caches_of_mtp_blocks_take_back_a_draft_and_no_more(one_block):
+    """They keep no ids: what they hold was made of the backbone's streams."""
+    model, ids = one_block.model, mx.array([PROMPT[:61]])
+    streams, (cache,) = model.streams(ids), model.make_mtp_cache()
+    model.mtp_streams(streams[:, :-1], ids[:, 1:], [cache])
+    assert (cache.tokens, cache.trim(16)) == (None, 16)
+    with pytest.raises(dsv4_mlx.UsageError, match="of a sequence of 44 it can take back 0 at most"):
+        cache.trim(1)
+    backbone = model.make_cache()
+    with pytest.raises(dsv4_mlx.UsageError, match=r"made for another place; take all from make_mtp_cache\(\)\.$"):
+        model.mtp_streams(streams[:, :-1], ids[:, 1:], backbone[:1])
+
+
 def test_without_trim_the_drafts_differ(one_block):
     stream = one_block.stream(9, half, draft_tokens=5)
     stream.drafter.cache[0].trim = lambda n: 0

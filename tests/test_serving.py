@@ -3,6 +3,7 @@
 Run: pytest tests/test_serving.py
 """
 
+import copy
 import json
 import os
 import re
@@ -130,6 +131,27 @@ def test_speculation_goes_on_with_a_cache(loaded, greedy, tmp_path):
         assert until_end(found) == greedy(ids)
         held = cache[0].size() - len(ids)  # mlx-lm leaves out of the cache what it did not feed
         ids += found[:held]
+
+
+def test_speculation_on_what_a_batch_gave(loaded, greedy, tmp_path):
+    """mlx-lm refuses it once something of it was overwritten: its store must hear no more. A copy is as any other."""
+    model, tokenizer = loaded
+    draft, _ = mlx_lm.load(str(write_checkpoint(tmp_path / "draft", 1)))
+    prompts, turn = [PROMPTS[2][:60], PROMPTS[3][:9]], PROMPTS[4][:33]
+    given = batch_generate(model, tokenizer, prompts, max_tokens=1, return_prompt_caches=True).caches[0]
+    held = given[0].size()
+
+    def speculated(cache):
+        cache = [*cache, *make_prompt_cache(draft)]
+        draft(mx.array([prompts[0]]), cache=cache[len(given) :])
+        steps = speculative_generate_step(mx.array(turn), model, draft, max_tokens=NEW, prompt_cache=cache)
+        return until_end([token for token, _, _ in steps])
+
+    with pytest.raises(ValueError, match=r"^Speculative decoding requires a trimmable prompt cache \(got \{'Extr"):
+        speculated(given)
+    past = (prompts[0] + greedy(prompts[0], 1))[:held]
+    assert len(past) == held
+    assert speculated(copy.deepcopy(given)) == greedy(past + turn)
 
 
 @pytest.mark.parametrize("length", [9, 40, 130])
@@ -292,23 +314,25 @@ def talk(server, greedy, start, turns=2, **options):
 
 
 def test_server(folder, greedy):
-    """Requests that overlap, turns that reuse the cache, and others that share a prefix too short to be reused."""
+    """Requests that overlap, turns that reuse the cache, and others that share a prefix of it."""
     with Server(folder) as server:
         with ThreadPoolExecutor(3) as pool:
             jobs = [pool.submit(talk, server, greedy, start) for start in (0, 1, 2)]
             cached = [job.result() for job in jobs]
         assert all(second >= 40 for _, second in cached)
         talk(server, greedy, 3, seed=1)  # served alone: the live cache is stored
+        again = rendered([{"role": "user", "content": words(PROMPTS[3][:40])}])
+        assert talk(server, greedy, 3, turns=1, seed=1) == [len(again) - 1]  # its first turn alone is in it no more
         talk(server, greedy, 4)
         talk(server, greedy, 5, turns=1)
 
 
 def test_server_with_a_draft_model(folder, greedy, tmp_path):
-    """First turns only: mlx-lm 0.32 stores such a cache under one token more than it holds, for any model."""
+    """Without a store: mlx-lm 0.32 stores such a cache under one token more than it holds, for any model."""
     draft = write_checkpoint(tmp_path / "draft", 1)
-    with Server(folder, "--draft-model", str(draft), "--num-draft-tokens", "3") as server:
+    with Server(folder, "--draft-model", str(draft), "--num-draft-tokens", "3", "--prompt-cache-size", "0") as server:
         for start in (0, 1, 2):
-            assert talk(server, greedy, start, turns=1) == [0]
+            assert talk(server, greedy, start) == [0, 0]
 
 
 def test_kv_bits_are_refused(folder):
