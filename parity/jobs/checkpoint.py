@@ -21,6 +21,9 @@ from ..streamed.results import CheckpointReport
 from ..streamed.source import Source
 from ..streamed.stages import Stages
 from ..streamed.state import State, tensor_hash
+from ..whole import generate
+from ..whole.records import Record
+from ..whole.sizes import refuse_unless_it_fits
 
 Progress = Callable[[str], None]
 
@@ -42,7 +45,7 @@ def judge_checkpoint(
     the run does not start where it would take more, and ends where it comes to more. What is done is kept in the folder
     `resume`, and a run that was ended goes on there; `again` is the command that judges so. Raises BadInput,
     BadEnvironment."""
-    dtype = dtype or ("float32" if source.raw.get("torch_dtype") == "float32" else "bfloat16")
+    dtype = dtype or type_of(source)
     if most is not None:
         refuse(most, *memory.needed(source, ids.numel(), original))
     stages = Conversions(original, source, ids, dtype) if original else Stages(source, ids, dtype)
@@ -88,6 +91,64 @@ def judge_checkpoint(
     report.clock["total_s"] = round(time.monotonic() - started, 2)
     report.clock["peak_gib"] = round(memory.peak(), 2)
     return report
+
+
+def judge_generation(
+    source: Source,
+    records: list[Record],
+    most_tokens: int | None,
+    dtype: str | None = None,
+    environment: dict | None = None,
+    again: str = "",
+    progress: Progress = lambda text: None,
+    most: float | None = None,
+) -> CheckpointReport:
+    """Continue prompts with dsv4_mlx alone, whole, by mlx-lm, and hold each to its recorded continuation (at most so
+    many tokens of it); prompts alone, continued by so many, to dsv4_mlx itself in one call. Raises BadInput,
+    BadEnvironment."""
+    dtype = dtype or type_of(source)
+    recorded = bool(records[0].ids)
+    facts = {"family": source.reading.family.id, "layers": source.config.num_hidden_layers, "dtype": dtype}
+    facts |= {"prompts": len(records), "held_to": "recorded continuations" if recorded else "one call"}
+    report = CheckpointReport(str(source.folder), Verdict.INCONCLUSIVE, "", facts, environment or {})
+    report.reproduce = again
+    refuse_unless_it_fits(source, "float32", most, "--generate")  # in which it may be asked what rounding explains
+    started, ceiling = time.monotonic(), memory.Ceiling(most)
+    try:
+        with ceiling:
+            source.refuse_twins()
+            stage, found = generate.judge(source, records, most_tokens, dtype, progress)
+            ceiling.check()
+    except CheckpointError as error:
+        raise BadInput(str(error)) from error
+    except KeyboardInterrupt as stop:
+        if ceiling.reached:
+            raise BadEnvironment(
+                f"The run came to {memory.peak():.1f} GiB, above --memory {most:g}; it was ended. Give more."
+            ) from stop
+        report.verdict, report.sentence = Verdict.INTERRUPTED, "Interrupted while dsv4_mlx continued its prompts."
+        return report
+    report.stages, report.continuations = [plain(stage)], plain(found)
+    report.notes = [f"{one.name}: {said}, a tie." for one in found for said in one.ties]
+    report.verdict = stage.verdict
+    tokens = sum(len(one.ids) for one in found)
+    report.sentence = f"dsv4_mlx {stage.sentence}."
+    if stage.verdict is Verdict.PARITY:
+        to = "as recorded" if recorded else "as its own logits in one call say"
+        report.sentence = (
+            f"dsv4_mlx continues {len(records)} prompts by {tokens} tokens {to}, in {dtype}, "
+            f"{stage.choices[0].ties} of them ties."
+        )
+    elif stage.verdict is Verdict.DIVERGES:
+        report.sentence = f"dsv4_mlx continues {report.checkpoint} otherwise. {stage.sentence}."
+    report.clock["total_s"] = round(time.monotonic() - started, 2)
+    report.clock["peak_gib"] = round(memory.peak(), 2)
+    return report
+
+
+def type_of(source: Source) -> str:
+    """The type of a run that names none: the config's."""
+    return "float32" if source.raw.get("torch_dtype") == "float32" else "bfloat16"
 
 
 def refuse(most: float, need: float, stage: str) -> None:
