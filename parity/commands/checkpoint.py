@@ -26,6 +26,7 @@ examples:
   parity checkpoint DeepSeek-V4-Flash --tokens letter.txt --count 2048 --resume flash.run --json flash.json
   parity checkpoint DeepSeek-V4-Flash-4bit --generate --max-tokens 64 --record flash.continued
   parity checkpoint DeepSeek-V4-Flash-4bit --generate flash.continued
+  parity checkpoint DeepSeek-V4-Flash-4bit --candidate path/to/mlx_lm/models/deepseek_v4.py --count 64
   parity fixture --family F2 tiny-f2 && parity checkpoint tiny-f2          a checkpoint of a few hundred kB, to try it
 
 One block at a time is in memory, its experts one by one, so that any machine with room for the MLX model's largest
@@ -46,11 +47,14 @@ With --generate the MLX model alone, whole where it fits, continues prompts thro
 --tokens gives), held to its own logits in one call; or those of a folder of records, each token held to the recorded
 one. A token that differs where the two best are nearer than rounding explains is a tie, any other diverges.
 
+With --candidate somebody else's port is judged in dsv4_mlx's place, whole where it fits, in a process of its own: its
+logits of the same tokens, in one call and on a warm cache, against those at the end of the streamed reference. This
+says whether it is right on a checkpoint; where it is wrong, `parity gate PORT` says.
+
 `pytest -m full_model --checkpoint DIR` is the same as tests, one a stage.
 """
 FILES = ("json", "html", "markdown", "junit")
 COUNT = 256
-WIDEST_ALONE = 512  # sides up to which a second thread waits more than it saves
 
 
 def add(commands) -> None:
@@ -122,6 +126,9 @@ def asked(options: argparse.Namespace, environment: dict, progress: Progress) ->
     limits = {"dtype": options.dtype, "most": options.memory, "tokens": options.tokens, "count": options.count}
     if options.generate is not None:
         return whole.generated(options.folder, options.generate, environment, progress, options.max_tokens, **limits)
+    if options.candidate is not None:
+        del limits["dtype"]
+        return whole.ported(options.folder, options.candidate, environment, progress, **limits)
     others = {"resume": options.resume, "original": options.original, "layers": options.layers}
     return judged(options.folder, environment=environment, progress=progress, **limits, **others)
 
@@ -182,7 +189,7 @@ def judged(
     ids = torch.from_numpy(read_ids(tokens, Path(folder), source.config.vocab_size, count))
     if len(ids) < 2:
         raise BadInput("--tokens gives a single token; give 2 at least: one call, and one on a warm cache.")
-    if source.config.hidden_size <= WIDEST_ALONE:
+    if source.config.hidden_size <= whole.WIDEST_ALONE:
         use_one_thread()
     pairs = (("--original", original), ("--tokens", tokens), ("--dtype", dtype), ("--layers", layers))
     again = ["parity", "checkpoint", folder, "--count", str(count)]

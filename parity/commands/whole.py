@@ -1,4 +1,4 @@
-"""`parity checkpoint --generate`: options and checks of what needs a checkpoint's model whole."""
+"""`parity checkpoint --generate` and `--candidate`: options and checks of what needs a checkpoint's model whole."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 
+from ..environment import use_one_thread
 from ..errors import BadInput
 from ..results import Verdict
 from ..streamed.results import CheckpointReport
@@ -15,6 +16,7 @@ from . import options as shared
 
 OWN = True  # what --generate is without a folder
 NEW_TOKENS = 32
+WIDEST_ALONE = 512  # sides up to which a second thread waits more than it saves
 BY_BLOCKS = ("original", "layers", "resume")  # options of a run that goes block by block
 
 
@@ -37,14 +39,26 @@ def add(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--record", type=shared.named, metavar="DIR", help="with --generate: write the continuations as a new folder"
     )
+    parser.add_argument(
+        "--candidate",
+        type=shared.named,
+        metavar="PORT",
+        help="instead: judge somebody else's port, whole, by its logits; PORT as of `parity gate`",
+    )
 
 
 def check(options: argparse.Namespace) -> None:
     """Raise BadInput for options that do not go together."""
     record = getattr(options, "record", None)  # pytest has no such option
+    if options.candidate is not None:
+        refuse_by_blocks("--candidate", options)
+        if options.generate is not None:
+            raise BadInput("--candidate is judged by its logits; --generate is of dsv4_mlx. Give one of them.")
+        if getattr(options, "dtype", None):
+            raise BadInput("A port computes in the type that the checkpoint's config names; --dtype is of dsv4_mlx.")
     if options.generate is None:
         for name in ("max_tokens", "record"):
-            if getattr(options, name) is not None:
+            if getattr(options, name, None) is not None:
                 raise BadInput(f"--{name.replace('_', '-')} goes with --generate.")
         return
     refuse_by_blocks("--generate", options)
@@ -97,6 +111,33 @@ def generated(
     again += ["--count", str(count)] if tokens and count else []
     most_tokens = max_tokens if records != OWN else max_tokens or NEW_TOKENS
     return judge_generation(source, given, most_tokens, dtype, environment, shlex.join(again), progress, most)
+
+
+def ported(
+    folder: str,
+    target: str,
+    environment: dict,
+    progress: Callable[[str], None],
+    tokens: str | None,
+    count: int,
+    most: float | None = None,
+) -> CheckpointReport:
+    """The report of `--candidate`. Raises BadInput."""
+    import torch
+
+    from ..jobs.checkpoint import judge_port
+    from ..streamed.source import Source
+    from ..streamed.tokens import read_ids
+
+    source = Source(Path(folder))
+    ids = torch.from_numpy(read_ids(tokens, Path(folder), source.config.vocab_size, count))
+    if len(ids) < 2:
+        raise BadInput("A port is given 2 tokens at least: a prompt, and one on a warm cache.")
+    if source.config.hidden_size <= WIDEST_ALONE:
+        use_one_thread()
+    again = ["parity", "checkpoint", folder, "--candidate", target, "--count", str(count)]
+    again += ["--tokens", tokens] if tokens else []
+    return judge_port(source, target, ids, environment, shlex.join(again), progress, most)
 
 
 def recording(report: CheckpointReport, folder: str | None) -> list[Callable[[], None]]:

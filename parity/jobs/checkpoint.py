@@ -11,6 +11,7 @@ from torch import Tensor
 
 from dsv4_checkpoints import CheckpointError
 
+from ..candidates.adapters import resolve
 from ..conversion.stages import Conversions
 from ..errors import BadEnvironment, BadInput
 from ..results import Verdict, plain
@@ -22,8 +23,9 @@ from ..streamed.source import Source
 from ..streamed.stages import Stages
 from ..streamed.state import State, tensor_hash
 from ..whole import generate
+from ..whole.port import Port
 from ..whole.records import Record
-from ..whole.sizes import refuse_unless_it_fits
+from ..whole.sizes import machine, refuse_unless_it_fits
 
 Progress = Callable[[str], None]
 
@@ -113,21 +115,10 @@ def judge_generation(
     report = CheckpointReport(str(source.folder), Verdict.INCONCLUSIVE, "", facts, environment or {})
     report.reproduce = again
     refuse_unless_it_fits(source, "float32", most, "--generate")  # in which it may be asked what rounding explains
-    started, ceiling = time.monotonic(), memory.Ceiling(most)
-    try:
-        with ceiling:
-            source.refuse_twins()
-            stage, found = generate.judge(source, records, most_tokens, dtype, progress)
-            ceiling.check()
-    except CheckpointError as error:
-        raise BadInput(str(error)) from error
-    except KeyboardInterrupt as stop:
-        if ceiling.reached:
-            raise BadEnvironment(
-                f"The run came to {memory.peak():.1f} GiB, above --memory {most:g}; it was ended. Give more."
-            ) from stop
-        report.verdict, report.sentence = Verdict.INTERRUPTED, "Interrupted while dsv4_mlx continued its prompts."
+    outcome = _at_once(report, source, most, lambda: generate.judge(source, records, most_tokens, dtype, progress))
+    if outcome is None:
         return report
+    stage, found = outcome
     report.stages, report.continuations = [plain(stage)], plain(found)
     report.notes = [f"{one.name}: {said}, a tie." for one in found for said in one.ties]
     report.verdict = stage.verdict
@@ -141,9 +132,69 @@ def judge_generation(
         )
     elif stage.verdict is Verdict.DIVERGES:
         report.sentence = f"dsv4_mlx continues {report.checkpoint} otherwise. {stage.sentence}."
-    report.clock["total_s"] = round(time.monotonic() - started, 2)
-    report.clock["peak_gib"] = round(memory.peak(), 2)
     return report
+
+
+def judge_port(
+    source: Source,
+    target: str,
+    ids: Tensor,
+    environment: dict | None = None,
+    again: str = "",
+    progress: Progress = lambda text: None,
+    most: float | None = None,
+) -> CheckpointReport:
+    """Judge somebody else's port, whole and in a process of its own that may take `most` GiB, by its logits of token
+    ids [S]. Raises BadInput, BadEnvironment."""
+    dtype, found = type_of(source), resolve(target)
+    if found.kind == "recording":
+        raise BadInput(f"{target} is a recording of what a port gave to the gate; --candidate needs the port itself.")
+    port = Port(source, found, ids, dtype, most or machine())
+    facts = {"family": source.reading.family.id, "layers": source.config.num_hidden_layers, "tokens": ids.numel()}
+    facts |= {"ids": tensor_hash(ids), "decoded": port.decoded, "dtype": dtype, "candidate": target}
+    report = CheckpointReport(str(source.folder), Verdict.INCONCLUSIVE, "", facts, environment or {})
+    report.reproduce = again
+    refuse_unless_it_fits(source, dtype, most, "--candidate")
+    if most is not None:
+        refuse(most, *memory.needed(source, ids.numel()))
+    if _at_once(report, source, most, lambda: port.judge(progress) or port) is None:
+        return report
+    stage, report.verdict, report.notes = port.stage, port.stage.verdict, port.notes
+    report.stages, report.text, report.text_baseline = [plain(stage)], plain(port.text), plain(port.text_baseline)
+    if stage.verdict is Verdict.PARITY:
+        report.sentence = (
+            f"{target} computes what the reference computes from {report.checkpoint}: its logits agree on "
+            f"{ids.numel()} tokens in {dtype}."
+        )
+    elif stage.verdict is Verdict.DIVERGES:
+        report.sentence = f"{target} deviates at its end, and `parity gate` says where: {stage.sentence}."
+    else:
+        report.sentence = f"{target} could not be judged. {stage.sentence}."
+    return report
+
+
+def _at_once(report: CheckpointReport, source: Source, most: float | None, judge: Callable):
+    """What a run of the whole model at once gives; None where it was interrupted, which the report then says."""
+    started, ceiling = time.monotonic(), memory.Ceiling(most)
+    try:
+        with ceiling:
+            source.refuse_twins()
+            outcome = judge()
+            ceiling.check()
+        return outcome
+    except CheckpointError as error:
+        raise BadInput(str(error)) from error
+    except KeyboardInterrupt as stop:
+        if ceiling.reached:
+            raise BadEnvironment(
+                f"The run came to {memory.peak():.1f} GiB, above --memory {most:g}; it was ended. Give more."
+            ) from stop
+        by = f" by {stop}" if str(stop) else ""
+        report.verdict, report.sentence = Verdict.INTERRUPTED, f"Interrupted{by} before the whole model was judged."
+        return None
+    finally:
+        report.clock["total_s"] = round(time.monotonic() - started, 2)
+        report.clock["peak_gib"] = round(memory.peak(), 2)
 
 
 def type_of(source: Source) -> str:

@@ -14,6 +14,7 @@ from .checkpoint_table import (
     measure_of,
     text_rows,
     weight_rows,
+    who,
 )
 from .junit import closed
 from .markdown import fenced, listed, text
@@ -57,7 +58,7 @@ def markdown(document: dict) -> str:
         sides = [":---", ":---", *["---:"] * len(WEIGHT_HEADINGS)]
         blocks.append("\n".join(map(_row, [heads, sides, *([*map(text, row)] for row in rows)])))
     if document["text"]:
-        heads = ["next tokens", "dsv4_mlx", measure_of(document)]
+        heads = ["next tokens", text(who(document)), measure_of(document)]
         rows = [[*map(text, row)] for row in text_rows(document)]
         blocks.append("\n".join(map(_row, [heads, [":---", "---:", "---:"], *rows])))
     if document["continuations"]:

@@ -6,13 +6,14 @@ from . import view
 from .checkpoint_table import (
     CONTINUATION_HEADINGS,
     WEIGHT_HEADINGS,
-    by_blocks,
     cells,
     continuation_rows,
     headings,
+    in_numbers,
     measure_of,
     text_rows,
     weight_rows,
+    who,
 )
 from .html import Axis, asset, policy, template
 
@@ -34,11 +35,12 @@ def page(document: dict) -> str:
         document=document,
         picture=picture(document),
         headings=[heading.replace("\n", " ") for heading in headings(document)],
-        rows=[(stage, cells(stage)) for stage in document["stages"] if by_blocks(document)],
+        rows=[(stage, cells(stage)) for stage in document["stages"] if in_numbers(document)],
         weights=weight_rows(document["stages"]),
         weight_headings=[heading.replace("\n", " ") for heading in WEIGHT_HEADINGS],
         text=text_rows(document) if document["text"] and document["text_baseline"] else [],
         measure=measure_of(document),
+        who=who(document),
         continuations=continuation_rows(document),
         continuation_headings=[heading.replace("\n", " ") for heading in CONTINUATION_HEADINGS],
         policy=policy(style),

@@ -31,7 +31,7 @@ TEXT = (
 
 def show(document: dict, console: Console) -> None:
     """A row a stage, the text, what deviates, and the verdict last."""
-    if document["stages"] and by_blocks(document):
+    if document["stages"] and in_numbers(document):
         console.print(stages_table(document))
     if weight_rows(document["stages"]):
         console.print(weights_table(document["stages"]))
@@ -53,14 +53,22 @@ def show(document: dict, console: Console) -> None:
     )
 
 
-def by_blocks(document: dict) -> bool:
-    """Whether the stages are a model's blocks; not those of a run of the whole model at once."""
+def in_numbers(document: dict) -> bool:
+    """Whether the stages are numbers of a model; a run of continuations has a table of its own."""
     return "held_to" not in document["facts"]
+
+
+def who(document: dict) -> str:
+    """Whose model was judged."""
+    return document["facts"].get("candidate", "dsv4_mlx")
 
 
 def stages_table(document: dict) -> Table:
     """Each stage: what it takes in the files, the error over its limit, choices, and the error of each path."""
-    table = Table(title="Each stage alone on the reference's streams, then each on its own path", title_justify="left")
+    title = "Each stage alone on the reference's streams, then each on its own path"
+    if "candidate" in document["facts"]:
+        title = f"{escape(who(document))}, whole, at its end"
+    table = Table(title=title, title_justify="left")
     table.add_column("stage", no_wrap=True)
     table.add_column("kind", no_wrap=True)
     stages = document["stages"]
@@ -119,9 +127,9 @@ def measure_of(document: dict) -> str:
 
 
 def text_table(document: dict) -> Table:
-    """Next tokens over the text, of dsv4_mlx and of the reference in the run's type, against the exact reference."""
+    """Next tokens over the text, of the model and of the reference in the run's type, against the exact reference."""
     table = Table(title="Next tokens over the text, against the exact reference", title_justify="left")
-    for heading in ("", "dsv4_mlx", measure_of(document)):
+    for heading in ("", escape(who(document)), measure_of(document)):
         table.add_column(heading, justify="left" if not heading else "right")
     for row in text_rows(document):
         table.add_row(*row)
