@@ -19,6 +19,7 @@ from parity.cases.resources import fixtures_path
 from parity.commands.progress import Progress
 from parity.errors import BadInput
 from parity.jobs.fixture import write_fixture
+from parity.judging.tolerance import measure
 from parity.report import document
 from parity.streamed.ranges import merged
 from parity.streamed.results import SCHEMA
@@ -124,13 +125,18 @@ def test_what_a_right_port_does_not_offer_is_a_note(capsys, checkpoint, ids, tmp
     assert found["notes"][0].startswith(note)
 
 
-def test_tokens_that_rounding_decides_are_left_out():
-    exact = torch.zeros(1, 8, 4)
-    clear = torch.arange(8) < 3
-    assert port.Truth(exact, exact, [], clear, True).judged.sum() == 3
-    clear = torch.arange(8) < 1
-    assert port.Truth(exact, exact, [], clear, False).judged.sum() == 1
-    assert port.Truth(exact, exact, [], clear, True).judged.sum() == 8
+def test_a_run_whose_choices_differ_at_some_tokens_is_as_near_as_the_others():
+    """Another choice at token 1 of one run, at token 6 of another; and a run that is off everywhere."""
+    exact = torch.randn(1, 8, 64, generator=torch.Generator().manual_seed(0))
+    noise = [0.01 * torch.randn(exact.shape, generator=torch.Generator().manual_seed(n)) for n in (1, 2, 3)]
+    baseline, other, off = (exact + one for one in noise)
+    baseline[:, 1] += 1
+    other[:, 6] -= 1
+    off += 0.1
+    assert port.Truth(exact, baseline, [], torch.arange(8) < 2).enough
+    assert not port.Truth(exact, baseline, [], torch.arange(8) < 1).enough
+    assert measure(*port.nearest([exact, baseline])[:2], [], port.nearest([exact, other])[1], "bfloat16").ratio < 0.6
+    assert measure(*port.nearest([exact, baseline])[:2], [], port.nearest([exact, off])[1], "bfloat16").ratio > 2
 
 
 # --- wrong ones -------------------------------------------------------------------------------------------------

@@ -102,19 +102,19 @@ class Port:
 
     def _measure(self, given: dict[str, Tensor], truth: Truth) -> None:
         """Hold the logits of each way to the reference's."""
-        exact, judged = truth.exact, truth.judged
+        exact, judged = truth.exact, truth.clear
         if not exact.isfinite().all():
             self._ends(Verdict.INCONCLUSIVE, "the exact reference's own logits are not finite")
             return
         taps: dict[str, Measurement] = {}
         for name, calls, _ in self._schedules():
-            got, seen = given.get(name), judged
+            got, seen = given.get(name), judged if truth.enough else torch.ones_like(judged)
             if got is None:
                 continue
             if got.shape == (1, len(calls), exact.shape[-1]) != exact.shape:
                 ends = torch.tensor(calls).cumsum(0) - 1
-                got, seen = torch.zeros_like(exact).index_copy(1, ends, got.to(exact.dtype)), torch.zeros_like(judged)
-                seen[ends] = judged[ends]
+                got = torch.zeros_like(exact).index_copy(1, ends, got.to(exact.dtype))
+                seen = seen & torch.isin(torch.arange(len(seen)), ends)
                 self.notes.append(f"Gives the logits of each call's last token alone, {name}; only these were judged.")
             elif got.shape != exact.shape:
                 diverges(
@@ -126,13 +126,13 @@ class Port:
                 return
             if seen.any():
                 parts = [tensor[:, seen] for tensor in (exact, truth.baseline, *truth.nulls, got)]
+                parts = parts if truth.enough else nearest(parts)
                 taps[f"logits {name}"] = measure(parts[0], parts[1], parts[2:-1], parts[-1], self.dtype)
         if left := int((~judged).sum()):
-            self.notes.append(
-                f"{left} of {len(judged)} tokens hang on a choice that rounding decides, and were left out."
-            )
+            said = "were left out" if truth.enough else "so of each run the nearer half of all tokens was compared"
+            self.notes.append(f"{left} of {len(judged)} tokens hang on a choice that rounding decides; {said}.")
         if not taps:
-            self._ends(Verdict.INCONCLUSIVE, "every token hangs on a choice that rounding decides; give more --tokens")
+            self._ends(Verdict.INCONCLUSIVE, "no token whose logits it gave can be judged; give other --tokens")
             return
         measured(self.stage, taps)
         self.stage.accumulated_baseline = distance(exact, truth.baseline)
@@ -148,21 +148,29 @@ class Truth:
     """Logits [1, S, V] at the end of whole paths of the reference, streamed block by block.
 
     exact, baseline in the run's type, and nulls in other rounding. clear [S]: tokens that no choice of experts or rows
-    reaches which rounding decides. spread: whether a path in the run's type has made other choices than the exact
-    one, so that what those do is part of the null.
+    reaches which rounding decides.
     """
 
     exact: Tensor
     baseline: Tensor
     nulls: list[Tensor]
     clear: Tensor
-    spread: bool
 
     @property
-    def judged(self) -> Tensor:
-        """The tokens [S] that are: clear ones; all where these are few and the null has other choices in it."""
-        few = self.clear.sum() < DECIDED * len(self.clear)
-        return torch.ones_like(self.clear) if few and self.spread else self.clear
+    def enough(self) -> bool:
+        """Whether clear tokens alone can be judged."""
+        return bool(self.clear.sum() >= DECIDED * len(self.clear))
+
+
+def nearest(runs: list[Tensor]) -> list[Tensor]:
+    """Of runs [1, S, V], the first of them exact, each one's half of the tokens that is nearest to exact, as errors of
+    the same exact tokens: another choice moves a few tokens far, in each run others, and all of them a little."""
+    exact, *others = runs
+    half = max((exact.shape[1] + 1) // 2, 1)
+    kept = exact[:, :half]
+    errors = [run.to(exact.dtype) - exact for run in others]
+    near = [one[:, one.square().mean(-1)[0].argsort()[:half]] for one in errors]
+    return [kept, *((kept + error).to(run.dtype) for error, run in zip(near, others, strict=True))]
 
 
 def reference_truth(source: Source, ids: Tensor, dtype: str, progress: Progress) -> Truth:
@@ -172,7 +180,7 @@ def reference_truth(source: Source, ids: Tensor, dtype: str, progress: Progress)
     types, config, ids = [wide, *[own] * (len(roundings) - 1)], source.config, ids[None]
     embedded = reference.embedded(source, ids[0])[None, :, None].expand(-1, -1, config.hc_mult, -1)
     streams = [embedded.to(one) for one in types]
-    clear, spread = torch.ones_like(ids, dtype=torch.bool), False
+    clear = torch.ones_like(ids, dtype=torch.bool)
     for index in range(config.num_hidden_layers):
         progress(f"the reference, layer {index} of {config.num_hidden_layers}")
         memory.give_back()
@@ -185,11 +193,9 @@ def reference_truth(source: Source, ids: Tensor, dtype: str, progress: Progress)
         found = reference.observations(block, asked, ids, paths)
         for path in found[0].scores:
             clear &= clear_choices(oracle.taps.find(block.copy(own), path), path, *found[:2])
-            first, *others = (one.picks[path].sort(-1)[0] for one in found)
-            spread |= not all(torch.equal(first, one) for one in others)
         streams = [one.taps["streams"] for one in found]
     heads = {one: reference.Head(source, "", one) for one in {own, wide}}
     others = [None if seed is None else OtherBlocks(seed, sequential) for seed, sequential in roundings]
     runs = list(zip([heads[one] for one in types], streams, others, strict=True))
     exact, baseline, *nulls = reference.logits(source, runs)
-    return Truth(exact, baseline, nulls, clear.cummin(1)[0][0], spread)  # later layers see earlier tokens
+    return Truth(exact, baseline, nulls, clear.cummin(1)[0][0])  # later layers see earlier tokens
