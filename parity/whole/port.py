@@ -129,7 +129,7 @@ class Port:
                 parts = parts if truth.enough else nearest(parts)
                 taps[f"logits {name}"] = measure(parts[0], parts[1], parts[2:-1], parts[-1], self.dtype)
         if left := int((~judged).sum()):
-            said = "were left out" if truth.enough else "so of each run the nearer half of all tokens was compared"
+            said = "these were left out" if truth.enough else "of each run the nearer half of all tokens was held"
             self.notes.append(f"{left} of {len(judged)} tokens hang on a choice that rounding decides; {said}.")
         if not taps:
             self._ends(Verdict.INCONCLUSIVE, "no token whose logits it gave can be judged; give other --tokens")
