@@ -23,6 +23,10 @@ def pytest_addoption(parser: pytest.Parser) -> None:
     group.addoption("--tokens", metavar="WHAT", help="ids or text, as of `parity checkpoint`")
     group.addoption("--layers", metavar="A-B", help="judge these layers only")
     group.addoption("--resume", metavar="DIR", help="keep what is done in this folder, and go on from there")
+    group.addoption(
+        "--generate", nargs="?", const=True, metavar="RECORDS", help="let dsv4_mlx continue prompts instead, a test"
+    )
+    group.addoption("--candidate", metavar="PORT", help="judge somebody else's port instead, a test")
 
 
 def pytest_configure(config: pytest.Config) -> None:
@@ -57,6 +61,9 @@ class Run(pytest.Collector):
             return [StageItem.from_parent(self, name="how to run it")]
         from pathlib import Path
 
+        for option, stage in (("--generate", "generate"), ("--candidate", "port")):
+            if self.config.getoption(option) is not None:
+                return [StageItem.from_parent(self, name=stage)]
         from .errors import BadInput
         from .streamed.ranges import FILES, Range
         from .streamed.source import Source
@@ -80,6 +87,7 @@ class Run(pytest.Collector):
         return outcome
 
     def _judge(self):
+        from .commands import whole
         from .commands.checkpoint import COUNT, judged
         from .commands.progress import Progress
         from .environment import check_environment
@@ -87,12 +95,16 @@ class Run(pytest.Collector):
 
         if hasattr(self.config, "workerinput"):
             return StageFailed("A whole checkpoint needs the machine to itself; run without -n.")
-        folder, original, tokens, resume, layers = (
-            self.config.getoption(f"--{name}") for name in ("checkpoint", "original", "tokens", "resume", "layers")
-        )
+        names = ("checkpoint", "original", "tokens", "resume", "layers", "generate", "candidate")
+        folder, original, tokens, resume, layers, records, port = (self.config.getoption(f"--{name}") for name in names)
         capture = self.config.pluginmanager.getplugin("capturemanager")
         with capture.global_and_fixture_disabled(), Progress() as progress:
             try:
+                whole.check(self.config.option)
+                if port is not None:
+                    return whole.ported(folder, port, check_environment(), progress, tokens, COUNT)
+                if records is not None:
+                    return whole.generated(folder, records, check_environment(), progress, tokens=tokens, count=COUNT)
                 return judged(folder, tokens, COUNT, None, resume, check_environment(), progress, original, layers)
             except ParityError as error:
                 return StageFailed(str(error))

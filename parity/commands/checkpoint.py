@@ -16,7 +16,7 @@ from ..errors import BadInput
 from ..results import Verdict
 from ..streamed.results import CheckpointReport
 from . import options as shared
-from . import outputs
+from . import outputs, whole
 from .progress import Progress
 
 EPILOG = """\
@@ -24,6 +24,9 @@ examples:
   parity checkpoint DeepSeek-V4-Flash-4bit
   parity checkpoint DeepSeek-V4-Flash-4bit --original DeepSeek-V4-Flash
   parity checkpoint DeepSeek-V4-Flash --tokens letter.txt --count 2048 --resume flash.run --json flash.json
+  parity checkpoint DeepSeek-V4-Flash-4bit --generate --max-tokens 64 --record flash.continued
+  parity checkpoint DeepSeek-V4-Flash-4bit --generate flash.continued
+  parity checkpoint DeepSeek-V4-Flash-4bit --candidate path/to/mlx_lm/models/deepseek_v4.py --count 64
   parity fixture --family F2 tiny-f2 && parity checkpoint tiny-f2          a checkpoint of a few hundred kB, to try it
 
 One block at a time is in memory, its experts one by one, so that any machine with room for the MLX model's largest
@@ -40,11 +43,18 @@ With --original the question is what a conversion did: every tensor is held to w
 of the original's, group by group, and each block of dsv4_mlx on the conversion to the reference on the original, within
 what honestly rounded weights do there. A wrong scale, a swapped matrix, a table that moved is named.
 
+With --generate the MLX model alone, whole where it fits, continues prompts through mlx-lm: the package's own (or what
+--tokens gives), held to its own logits in one call; or those of a folder of records, each token held to the recorded
+one. A token that differs where the two best are nearer than rounding explains is a tie, any other diverges.
+
+With --candidate somebody else's port is judged in dsv4_mlx's place, whole where it fits, in a process of its own: its
+logits of the same tokens, in one call and on a warm cache, against those at the end of the streamed reference. This
+says whether it is right on a checkpoint; where it is wrong, `parity gate PORT` says.
+
 `pytest -m full_model --checkpoint DIR` is the same as tests, one a stage.
 """
 FILES = ("json", "html", "markdown", "junit")
 COUNT = 256
-WIDEST_ALONE = 512  # sides up to which a second thread waits more than it saves
 
 
 def add(commands) -> None:
@@ -82,6 +92,7 @@ def add(commands) -> None:
     parser.add_argument(
         "--resume", type=shared.named, metavar="DIR", help="keep what is done in this folder, and go on from there"
     )
+    whole.add(parser)
     add_files(parser)
     parser.set_defaults(command=command, problem=problem)
 
@@ -101,22 +112,25 @@ def command(options: argparse.Namespace, started: float) -> int:
     check_files(options)
     if options.dtype is not None:
         shared.one_of("--dtype", options.dtype, ["float32", "bfloat16"])
+    whole.check(options)
     environment = check_environment()
     with Progress() as progress:
-        report = judged(
-            options.folder,
-            options.tokens,
-            options.count,
-            options.dtype,
-            options.resume,
-            environment,
-            progress,
-            options.original,
-            options.layers,
-            options.memory,
-        )
+        report = asked(options, environment, progress)
     report.clock["total_s"] = round(time.monotonic() - started, 2)
-    return outputs.end(report.verdict.exit_code, outputs.deliver(files(report, options, show=True)))
+    steps = [*files(report, options, show=True), *whole.recording(report, options.record)]
+    return outputs.end(report.verdict.exit_code, outputs.deliver(steps))
+
+
+def asked(options: argparse.Namespace, environment: dict, progress: Progress) -> CheckpointReport:
+    """The report of what the options ask for. Raises BadInput."""
+    limits = {"dtype": options.dtype, "most": options.memory, "tokens": options.tokens, "count": options.count}
+    if options.generate is not None:
+        return whole.generated(options.folder, options.generate, environment, progress, options.max_tokens, **limits)
+    if options.candidate is not None:
+        del limits["dtype"]
+        return whole.ported(options.folder, options.candidate, environment, progress, **limits)
+    others = {"resume": options.resume, "original": options.original, "layers": options.layers}
+    return judged(options.folder, environment=environment, progress=progress, **limits, **others)
 
 
 def check_files(options: argparse.Namespace) -> None:
@@ -175,7 +189,7 @@ def judged(
     ids = torch.from_numpy(read_ids(tokens, Path(folder), source.config.vocab_size, count))
     if len(ids) < 2:
         raise BadInput("--tokens gives a single token; give 2 at least: one call, and one on a warm cache.")
-    if source.config.hidden_size <= WIDEST_ALONE:
+    if source.config.hidden_size <= whole.WIDEST_ALONE:
         use_one_thread()
     pairs = (("--original", original), ("--tokens", tokens), ("--dtype", dtype), ("--layers", layers))
     again = ["parity", "checkpoint", folder, "--count", str(count)]

@@ -11,6 +11,7 @@ from torch import Tensor
 
 from dsv4_checkpoints import CheckpointError
 
+from ..candidates.adapters import resolve
 from ..conversion.stages import Conversions
 from ..errors import BadEnvironment, BadInput
 from ..results import Verdict, plain
@@ -21,6 +22,10 @@ from ..streamed.results import CheckpointReport
 from ..streamed.source import Source
 from ..streamed.stages import Stages
 from ..streamed.state import State, tensor_hash
+from ..whole import generate
+from ..whole.port import Port
+from ..whole.records import Record
+from ..whole.sizes import machine, refuse_unless_it_fits
 
 Progress = Callable[[str], None]
 
@@ -42,7 +47,7 @@ def judge_checkpoint(
     the run does not start where it would take more, and ends where it comes to more. What is done is kept in the folder
     `resume`, and a run that was ended goes on there; `again` is the command that judges so. Raises BadInput,
     BadEnvironment."""
-    dtype = dtype or ("float32" if source.raw.get("torch_dtype") == "float32" else "bfloat16")
+    dtype = dtype or type_of(source)
     if most is not None:
         refuse(most, *memory.needed(source, ids.numel(), original))
     stages = Conversions(original, source, ids, dtype) if original else Stages(source, ids, dtype)
@@ -88,6 +93,113 @@ def judge_checkpoint(
     report.clock["total_s"] = round(time.monotonic() - started, 2)
     report.clock["peak_gib"] = round(memory.peak(), 2)
     return report
+
+
+def judge_generation(
+    source: Source,
+    records: list[Record],
+    most_tokens: int | None,
+    dtype: str | None = None,
+    environment: dict | None = None,
+    again: str = "",
+    progress: Progress = lambda text: None,
+    most: float | None = None,
+) -> CheckpointReport:
+    """Continue prompts with dsv4_mlx alone, whole, by mlx-lm, and hold each to its recorded continuation (at most so
+    many tokens of it); prompts alone, continued by so many, to dsv4_mlx itself in one call. Raises BadInput,
+    BadEnvironment."""
+    dtype = dtype or type_of(source)
+    recorded = bool(records[0].ids)
+    facts = {"family": source.reading.family.id, "layers": source.config.num_hidden_layers, "dtype": dtype}
+    facts |= {"prompts": len(records), "held_to": "recorded continuations" if recorded else "one call"}
+    report = CheckpointReport(str(source.folder), Verdict.INCONCLUSIVE, "", facts, environment or {})
+    report.reproduce = again
+    refuse_unless_it_fits(source, "float32", most, "--generate")  # in which it may be asked what rounding explains
+    outcome = _at_once(report, source, most, lambda: generate.judge(source, records, most_tokens, dtype, progress))
+    if outcome is None:
+        return report
+    stage, found = outcome
+    report.stages, report.continuations = [plain(stage)], plain(found)
+    report.notes = [f"{one.name}: {said}, a tie." for one in found for said in one.ties]
+    report.verdict = stage.verdict
+    tokens = sum(len(one.ids) for one in found)
+    report.sentence = f"dsv4_mlx {stage.sentence}."
+    if stage.verdict is Verdict.PARITY:
+        to = "as recorded" if recorded else "as its own logits in one call say"
+        report.sentence = (
+            f"dsv4_mlx continues {len(records)} prompts by {tokens} tokens {to}, in {dtype}, "
+            f"{stage.choices[0].ties} of them ties."
+        )
+    elif stage.verdict is Verdict.DIVERGES:
+        report.sentence = f"dsv4_mlx continues {report.checkpoint} otherwise. {stage.sentence}."
+    return report
+
+
+def judge_port(
+    source: Source,
+    target: str,
+    ids: Tensor,
+    environment: dict | None = None,
+    again: str = "",
+    progress: Progress = lambda text: None,
+    most: float | None = None,
+) -> CheckpointReport:
+    """Judge somebody else's port, whole and in a process of its own that may take `most` GiB, by its logits of token
+    ids [S]. Raises BadInput, BadEnvironment."""
+    dtype, found = type_of(source), resolve(target)
+    if found.kind == "recording":
+        raise BadInput(f"{target} is a recording of what a port gave to the gate; --candidate needs the port itself.")
+    port = Port(source, found, ids, dtype, most or machine())
+    facts = {"family": source.reading.family.id, "layers": source.config.num_hidden_layers, "tokens": ids.numel()}
+    facts |= {"ids": tensor_hash(ids), "decoded": port.decoded, "dtype": dtype, "candidate": target}
+    report = CheckpointReport(str(source.folder), Verdict.INCONCLUSIVE, "", facts, environment or {})
+    report.reproduce = again
+    refuse_unless_it_fits(source, dtype, most, "--candidate")
+    if most is not None:
+        refuse(most, *memory.needed(source, ids.numel()))
+    if _at_once(report, source, most, lambda: port.judge(progress) or port) is None:
+        return report
+    stage, report.verdict, report.notes = port.stage, port.stage.verdict, port.notes
+    report.stages, report.text, report.text_baseline = [plain(stage)], plain(port.text), plain(port.text_baseline)
+    if stage.verdict is Verdict.PARITY:
+        report.sentence = (
+            f"{target} computes what the reference computes from {report.checkpoint}: its logits agree on "
+            f"{ids.numel()} tokens in {dtype}."
+        )
+    elif stage.verdict is Verdict.DIVERGES:
+        report.sentence = f"{target} deviates at its end, and `parity gate` says where: {stage.sentence}."
+    else:
+        report.sentence = f"{target} could not be judged. {stage.sentence}."
+    return report
+
+
+def _at_once(report: CheckpointReport, source: Source, most: float | None, judge: Callable):
+    """What a run of the whole model at once gives; None where it was interrupted, which the report then says."""
+    started, ceiling = time.monotonic(), memory.Ceiling(most)
+    try:
+        with ceiling:
+            source.refuse_twins()
+            outcome = judge()
+            ceiling.check()
+        return outcome
+    except CheckpointError as error:
+        raise BadInput(str(error)) from error
+    except KeyboardInterrupt as stop:
+        if ceiling.reached:
+            raise BadEnvironment(
+                f"The run came to {memory.peak():.1f} GiB, above --memory {most:g}; it was ended. Give more."
+            ) from stop
+        by = f" by {stop}" if str(stop) else ""
+        report.verdict, report.sentence = Verdict.INTERRUPTED, f"Interrupted{by} before the whole model was judged."
+        return None
+    finally:
+        report.clock["total_s"] = round(time.monotonic() - started, 2)
+        report.clock["peak_gib"] = round(memory.peak(), 2)
+
+
+def type_of(source: Source) -> str:
+    """The type of a run that names none: the config's."""
+    return "float32" if source.raw.get("torch_dtype") == "float32" else "bfloat16"
 
 
 def refuse(most: float, need: float, stage: str) -> None:

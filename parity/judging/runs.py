@@ -83,22 +83,27 @@ class Runs:
     def _clear(self, model) -> Tensor:
         """Tokens that every program that computes right gives the same experts and rows."""
         clear = torch.ones(len(self.ids), self.ids.shape[1] - self.mtp, dtype=torch.bool)
-        for path, scores in self.exact.scores.items():
+        for path in self.exact.scores:
             if self.paths[path] == "table":
                 continue
-            module = oracle.taps.find(model, path)
-            allowed, k = oracle.allowed_items(module, scores)
-            if scores.shape[-1] <= k:
-                continue
-            truth, rounded = oracle.hidden_scores(module, path, [self.exact, self.baseline])
-            noise = (rounded.double() - truth).abs().amax(-1)
-            ranked = scores.double() + (module.bias.double() if hasattr(module, "bias") else 0)
-            ranked = ranked.masked_fill(~allowed, -torch.inf).topk(k + 1, dim=-1)[0]
-            gap = (ranked[..., k - 1] - ranked[..., k]).nan_to_num(nan=torch.inf)  # too few to choose from
-            clear &= gap > CLEAR * torch.maximum(noise, noise[noise > 0].median() if (noise > 0).any() else noise)
+            clear &= clear_choices(oracle.taps.find(model, path), path, self.exact, self.baseline)
         if len(self.config["compress_ratios"]) > 1:  # later layers see earlier tokens
             clear = clear.cummin(1)[0]
         return clear
+
+
+def clear_choices(module, path: str, exact: oracle.Observation, baseline: oracle.Observation) -> Tensor:
+    """Tokens [B, S] whose choice of experts or rows in this module no rounding decides."""
+    scores = exact.scores[path]
+    allowed, k = oracle.allowed_items(module, scores)
+    if scores.shape[-1] <= k:
+        return torch.ones(scores.shape[:2], dtype=torch.bool)
+    truth, rounded = oracle.hidden_scores(module, path, [exact, baseline])
+    noise = (rounded.double() - truth).abs().amax(-1)
+    ranked = scores.double() + (module.bias.double() if hasattr(module, "bias") else 0)
+    ranked = ranked.masked_fill(~allowed, -torch.inf).topk(k + 1, dim=-1)[0]
+    gap = (ranked[..., k - 1] - ranked[..., k]).nan_to_num(nan=torch.inf)  # too few to choose from
+    return gap > CLEAR * torch.maximum(noise, noise[noise > 0].median() if (noise > 0).any() else noise)
 
 
 def forward(

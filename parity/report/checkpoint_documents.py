@@ -5,7 +5,17 @@ from __future__ import annotations
 from xml.etree.ElementTree import Element, SubElement
 
 from . import view
-from .checkpoint_table import WEIGHT_HEADINGS, cells, headings, measure_of, text_rows, weight_rows
+from .checkpoint_table import (
+    CONTINUATION_HEADINGS,
+    WEIGHT_HEADINGS,
+    cells,
+    continuation_rows,
+    headings,
+    measure_of,
+    text_rows,
+    weight_rows,
+    who,
+)
 from .junit import closed
 from .markdown import fenced, listed, text
 
@@ -48,9 +58,13 @@ def markdown(document: dict) -> str:
         sides = [":---", ":---", *["---:"] * len(WEIGHT_HEADINGS)]
         blocks.append("\n".join(map(_row, [heads, sides, *([*map(text, row)] for row in rows)])))
     if document["text"]:
-        heads = ["next tokens", "dsv4_mlx", measure_of(document)]
+        heads = ["next tokens", text(who(document)), measure_of(document)]
         rows = [[*map(text, row)] for row in text_rows(document)]
         blocks.append("\n".join(map(_row, [heads, [":---", "---:", "---:"], *rows])))
+    if document["continuations"]:
+        heads = ["prompt", "continued with", *(heading.replace("\n", " ") for heading in CONTINUATION_HEADINGS)]
+        sides = [":---", ":---", *["---:"] * len(CONTINUATION_HEADINGS)]
+        blocks.append("\n".join(map(_row, [heads, sides, *([*map(text, row)] for row in continuation_rows(document))])))
     blocks += listed("Notes", [text(note) for note in document["notes"]])
     if document["reproduce"]:
         blocks += ["**Again**", fenced(document["reproduce"])]

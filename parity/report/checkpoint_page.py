@@ -3,7 +3,18 @@
 from __future__ import annotations
 
 from . import view
-from .checkpoint_table import WEIGHT_HEADINGS, cells, headings, measure_of, text_rows, weight_rows
+from .checkpoint_table import (
+    CONTINUATION_HEADINGS,
+    WEIGHT_HEADINGS,
+    cells,
+    continuation_rows,
+    headings,
+    in_numbers,
+    measure_of,
+    text_rows,
+    weight_rows,
+    who,
+)
 from .html import Axis, asset, policy, template
 
 LEFT, TOP, HEIGHT, BOTTOM = 52, 14, 260, 96  # pixels of the picture
@@ -24,11 +35,14 @@ def page(document: dict) -> str:
         document=document,
         picture=picture(document),
         headings=[heading.replace("\n", " ") for heading in headings(document)],
-        rows=[(stage, cells(stage)) for stage in document["stages"]],
+        rows=[(stage, cells(stage)) for stage in document["stages"] if in_numbers(document)],
         weights=weight_rows(document["stages"]),
         weight_headings=[heading.replace("\n", " ") for heading in WEIGHT_HEADINGS],
         text=text_rows(document) if document["text"] and document["text_baseline"] else [],
         measure=measure_of(document),
+        who=who(document),
+        continuations=continuation_rows(document),
+        continuation_headings=[heading.replace("\n", " ") for heading in CONTINUATION_HEADINGS],
         policy=policy(style),
         style=style,
     )

@@ -18,6 +18,8 @@ HEADINGS = (
 )
 WEIGHT_HEADINGS = ("count", "lowest", "highest", "honest\nrounding", "error /\nlimit", "worst in")
 SQNR = (min, "sqnr_lowest"), (max, "sqnr"), (min, "sqnr_honest")
+CONTINUATION_HEADINGS = ("tokens", "ties", "wrong", "least\nmargin")
+SHOWN = 60  # characters of a prompt, of a continuation
 TEXT = (
     ("kl", "KL divergence, mean", "{:.2e}"),
     ("kl_99", "KL divergence, 99th percentile", "{:.2e}"),
@@ -29,12 +31,14 @@ TEXT = (
 
 def show(document: dict, console: Console) -> None:
     """A row a stage, the text, what deviates, and the verdict last."""
-    if document["stages"]:
+    if document["stages"] and in_numbers(document):
         console.print(stages_table(document))
     if weight_rows(document["stages"]):
         console.print(weights_table(document["stages"]))
     if document["text"]:
         console.print(text_table(document))
+    if document["continuations"]:
+        console.print(continuations_table(document))
     for note in document["notes"]:
         console.print(f"note: {escape(note)}")
     for stage in document["stages"]:
@@ -49,9 +53,22 @@ def show(document: dict, console: Console) -> None:
     )
 
 
+def in_numbers(document: dict) -> bool:
+    """Whether the stages are numbers of a model; a run of continuations has a table of its own."""
+    return "held_to" not in document["facts"]
+
+
+def who(document: dict) -> str:
+    """Whose model was judged."""
+    return document["facts"].get("candidate", "dsv4_mlx")
+
+
 def stages_table(document: dict) -> Table:
     """Each stage: what it takes in the files, the error over its limit, choices, and the error of each path."""
-    table = Table(title="Each stage alone on the reference's streams, then each on its own path", title_justify="left")
+    title = "Each stage alone on the reference's streams, then each on its own path"
+    if "candidate" in document["facts"]:
+        title = f"{escape(who(document))}, whole, at its end"
+    table = Table(title=title, title_justify="left")
     table.add_column("stage", no_wrap=True)
     table.add_column("kind", no_wrap=True)
     stages = document["stages"]
@@ -110,13 +127,46 @@ def measure_of(document: dict) -> str:
 
 
 def text_table(document: dict) -> Table:
-    """Next tokens over the text, of dsv4_mlx and of the reference in the run's type, against the exact reference."""
+    """Next tokens over the text, of the model and of the reference in the run's type, against the exact reference."""
     table = Table(title="Next tokens over the text, against the exact reference", title_justify="left")
-    for heading in ("", "dsv4_mlx", measure_of(document)):
+    for heading in ("", escape(who(document)), measure_of(document)):
         table.add_column(heading, justify="left" if not heading else "right")
     for row in text_rows(document):
         table.add_row(*row)
     return table
+
+
+def continuations_table(document: dict) -> Table:
+    """Each prompt, what it was continued with, and how near the nearest choice was."""
+    table = Table(title="Greedy continuations by dsv4_mlx", title_justify="left")
+    table.add_column("prompt")
+    table.add_column("continued with")
+    for heading in CONTINUATION_HEADINGS:
+        table.add_column(heading, justify="right")
+    for row in continuation_rows(document):
+        table.add_row(*map(escape, row))
+    return table
+
+
+def continuation_rows(document: dict) -> list[list[str]]:
+    """A row a prompt: its words, or name and ids; the continuation's; what stands under CONTINUATION_HEADINGS."""
+    return [
+        [
+            _short(f"{one['name']}: {one['prompt'] or _listed(one['prompt_ids'])}"),
+            _short(one["text"] or _listed(one["ids"])),
+            *(str(len(one[key])) for key in ("ids", "ties", "wrong")),
+            _number(min(one["margins"], key=float), "{:.2g}"),
+        ]
+        for one in document["continuations"]
+    ]
+
+
+def _listed(ids: list[int]) -> str:
+    return " ".join(map(str, ids[:SHOWN]))
+
+
+def _short(text: str) -> str:
+    return text if len(text) <= SHOWN else text[: SHOWN - 1] + "…"
 
 
 def cells(stage: dict) -> list[str]:

@@ -95,6 +95,8 @@ def merged(documents: dict[str, dict]) -> CheckpointReport:
     for name, one in documents.items():
         if one.get("schema") != SCHEMA:
             raise BadInput(f"{name} is no report of `parity checkpoint --json`.")
+        if one["facts"].keys() & {"held_to", "candidate"}:
+            raise BadInput(f"{name} is of the whole model at once, which has no parts to merge.")
         if not one["stages"] or one["verdict"] in ("interrupted", "bad input"):
             raise BadInput(f"{name} is of a run that did not end ({one['sentence'].rstrip('.')}).")
     (first, start), *others = documents.items()

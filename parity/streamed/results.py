@@ -96,6 +96,25 @@ class Stage:
 
 
 @dataclass
+class Continuation:
+    """What dsv4_mlx continued a prompt with.
+
+    prompt and text are the words of prompt_ids and ids, where there are some. margins: the best logit less the second
+    at each step. ties: tokens other than what they were held to, within rounding; wrong: those beyond it; a clause
+    each.
+    """
+
+    name: str
+    prompt: str
+    prompt_ids: list[int]
+    ids: list[int]
+    text: str
+    margins: list[float]
+    ties: list[str] = field(default_factory=list)
+    wrong: list[str] = field(default_factory=list)
+
+
+@dataclass
 class CheckpointReport:
     """A whole run; `clock` holds everything that may differ between two runs with the same options.
 
@@ -111,6 +130,7 @@ class CheckpointReport:
     stages: list[dict] = field(default_factory=list)  # each a Stage, as plain data
     text: Agreement | None = None
     text_baseline: Agreement | None = None
+    continuations: list[dict] = field(default_factory=list)  # each a Continuation, as plain data
     notes: list[str] = field(default_factory=list)
     reproduce: str = ""
     clock: dict = field(default_factory=dict)

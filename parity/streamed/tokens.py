@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
 from importlib.resources import files
 from pathlib import Path
 
@@ -10,7 +11,7 @@ import numpy as np
 
 from ..errors import BadInput
 
-TEXT = "text.txt"
+TEXT, TOKENIZER = "text.txt", "tokenizer.json"
 MOST = 1 << 20  # tokens; the published models know no more positions
 
 
@@ -27,7 +28,7 @@ def read_ids(given: str | None, folder: Path, vocabulary: int, most: int | None 
     elif path is not None and path.suffix in (".json", ".npy", ".txt"):
         raise BadInput(f"--tokens names {path}, which does not exist; give a file of ids, a file of text, or a text.")
     else:
-        ids = _encoded(source, folder, given is None, vocabulary)
+        ids = encoded(source, folder, given is None, vocabulary)
     if ids.ndim != 1 or not len(ids) or len(ids) > MOST:
         raise BadInput(f"--tokens gives ids of shape {list(ids.shape)}; give one sequence of 1 to {MOST} ids.")
     if ids.min() < 0 or ids.max() >= vocabulary:
@@ -48,7 +49,7 @@ def _from_file(path: Path, folder: Path) -> np.ndarray:
     words = content.split()
     if words and all(word.isdigit() for word in words):
         return np.array([int(word) for word in words[:MOST]], dtype=np.int64)
-    return _encoded(content, folder, False, 0)
+    return encoded(content, folder, False, 0)
 
 
 def _integers(ids: np.ndarray, path: Path) -> np.ndarray:
@@ -57,18 +58,28 @@ def _integers(ids: np.ndarray, path: Path) -> np.ndarray:
     return ids.astype(np.int64)
 
 
-def _encoded(text: str, folder: Path, default: bool, vocabulary: int) -> np.ndarray:
+def encoded(text: str, folder: Path, default: bool, vocabulary: int) -> np.ndarray:
     """A text in the checkpoint's own tokens. Without a tokenizer the package's own text becomes its bytes."""
-    if not (folder / "tokenizer.json").is_file():
+    if not (folder / TOKENIZER).is_file():
         if default:
             return np.frombuffer(text.encode(), dtype=np.uint8).astype(np.int64) % vocabulary
         raise BadInput(f"{folder} has no tokenizer.json to read a text with; give --tokens a file of ids.")
+    return np.array(_tokenized(folder, lambda tokenizer: tokenizer.encode(text).ids), dtype=np.int64)
+
+
+def decoded(ids: list[int], folder: Path) -> str:
+    """The text of token ids; empty where the checkpoint has no tokenizer."""
+    return _tokenized(folder, lambda tokenizer: tokenizer.decode(ids)) if (folder / TOKENIZER).is_file() else ""
+
+
+def _tokenized(folder: Path, use: Callable):
+    """What the checkpoint's tokenizer gives. Raises BadInput."""
     from tokenizers import Tokenizer
 
     try:
-        return np.array(Tokenizer.from_file(str(folder / "tokenizer.json")).encode(text).ids, dtype=np.int64)
+        return use(Tokenizer.from_file(str(folder / TOKENIZER)))
     except Exception as error:  # the library raises bare exceptions
-        raise BadInput(f"{folder / 'tokenizer.json'} cannot be used ({_line(error)}); give ids instead.") from error
+        raise BadInput(f"{folder / TOKENIZER} cannot be used ({_line(error)}); give ids instead.") from error
 
 
 def _line(error: Exception) -> str:
