@@ -105,8 +105,19 @@ def _wanted(given: argparse.Namespace):
     return None
 
 
+def without_store(arguments: list[str]) -> list[str]:
+    """The arguments of `server`; with a draft model it keeps no prompts, unless the user says how many: mlx-lm stores
+    such a cache under one token more than it holds (docs/serving.md)."""
+    given = {one.partition("=")[0] for one in arguments}
+    if "server" not in arguments[:1] or "--draft-model" not in given or "--prompt-cache-size" in given:
+        return arguments
+    _say("With --draft-model no prompts are stored, as mlx-lm goes on wrongly from them; --prompt-cache-size N does.")
+    return [*arguments, "--prompt-cache-size", "0"]
+
+
 def mlx_lm_command():
     """mlx-lm's own, but that a checkpoint or tokenizer that it cannot use is a sentence and exit code 2."""
+    sys.argv[1:] = without_store(sys.argv[1:])
     try:
         cli.main()
     except UsageError as error:

@@ -25,7 +25,7 @@ from parity.candidates.adapters.problems import Hung
 from parity.candidates.containment import landlock_version
 from parity.gate import bundle, filling, loading, matrix
 from parity.gate.defects import catalogue
-from parity.gate.lives import CACHES, LIVES
+from parity.gate.lives import CACHES, LIVES, SERVED
 from parity.gate.matrix import NOT_ASKED
 from parity.gate.probes import SCHEDULES, of_profile, registry
 from parity.gate.results import SCHEMA, Candidate, Cell
@@ -108,13 +108,13 @@ def test_dsv4_mlx_has_parity_in_every_cell(judged, few, names):
     assert report["exit_code"] == 0
     probes = gate.of_profile("quick")
     wanted = [(probe.mechanism, schedule) for probe in probes for schedule in probe.schedules]
-    row = [(CACHES, LIVES)] * any(probe.mechanism == "model.flash" for probe in probes)
-    wanted += row
+    rows = [(row, LIVES) for row in (CACHES, *SERVED)] * any(probe.mechanism == "model.flash" for probe in probes)
+    wanted += rows
     assert [(cell["mechanism"], cell["schedule"]) for cell in report["cells"]] == wanted
     assert {cell["verdict"] for cell in report["cells"]} == {"parity"}
     assert all(0 < cell["ratio"] <= 1 for cell in report["cells"])
     assert (report["gaps"], report["diagnosis"], report["first_deviation"], report["layers"]) == ([], [], None, [])
-    assert f"{len(probes) + len(row)} mechanisms, {len(wanted)} cells, every one agrees." in report["sentence"]
+    assert f"{len(probes) + len(rows)} mechanisms, {len(wanted)} cells, every one agrees." in report["sentence"]
 
 
 # --- published roundings ------------------------------------------------------------------------------------------
@@ -526,7 +526,7 @@ def test_a_folder_of_temporary_files_that_cannot_be_emptied_is_no_verdict(judged
 @pytest.mark.skipif(shutil.which("g++") is None, reason="MLX compiles with g++, which is not here")
 def test_what_is_wrong_only_when_compiled_is_no_parity(judged, few, monkeypatch):
     few("model.flash")
-    lived = Cell(CACHES, LIVES, Verdict.PARITY)
+    lived = [Cell(row, LIVES, Verdict.PARITY) for row in (CACHES, *SERVED)]
     monkeypatch.setattr(gate, "judge_lives", lambda *_: (lived, []))  # for the time: they are never compiled
     report = judged(path_of("compiles_a_number"))
     assert report["verdict"] == "diverges"
@@ -705,7 +705,7 @@ def test_one_offset_for_all_rows_of_a_batch_is_no_parity(judged, few, monkeypatc
     report = judged(path_of("one_offset"), "--seed", seed)
     assert report["verdict"] == "diverges"
     red = {(cell["mechanism"], cell["schedule"]) for cell in report["cells"] if cell["verdict"] == "diverges"}
-    assert red == {(CACHES, LIVES)}
+    assert red == {(CACHES, LIVES), ("serving.batches", LIVES)}
     assert "merging" in report["first_deviation"]["sentence"] or "padded" in report["first_deviation"]["sentence"]
 
 

@@ -76,7 +76,6 @@ SLOW = pytest.mark.slow
         ("steps", "D033"),
         ("steps", "D035"),
         pytest.param("steps", "D061", marks=SLOW),
-        pytest.param("steps", "D044", marks=SLOW),
         ("batches", "D055"),
         pytest.param("batches", "D043", marks=SLOW),
         ("turns", "D036"),

@@ -23,6 +23,7 @@ from mlx_lm.generate import BatchGenerator, batch_generate, generate_step, specu
 from mlx_lm.models.cache import load_prompt_cache, make_prompt_cache, save_prompt_cache
 
 import dsv4_mlx
+from dsv4_mlx.__main__ import without_store
 from dsv4_mlx.registration import MODULE
 from parity.cases.strategies import checkpoint_tensors
 from parity.jobs.fixture import write_tokenizer
@@ -328,11 +329,28 @@ def test_server(folder, greedy):
 
 
 def test_server_with_a_draft_model(folder, greedy, tmp_path):
-    """Without a store: mlx-lm 0.32 stores such a cache under one token more than it holds, for any model."""
+    """mlx-lm 0.32 stores such a cache under one token more than it holds, for any model: our command stores none."""
     draft = write_checkpoint(tmp_path / "draft", 1)
-    with Server(folder, "--draft-model", str(draft), "--num-draft-tokens", "3", "--prompt-cache-size", "0") as server:
+    with Server(folder, "--draft-model", str(draft), "--num-draft-tokens", "3") as server:
         for start in (0, 1, 2):
             assert talk(server, greedy, start) == [0, 0]
+
+
+@pytest.mark.parametrize(
+    ("given", "added"),
+    [
+        (["server", "--draft-model", "d"], True),
+        (["server", "--draft-model=d", "--port", "1"], True),
+        (["server", "--draft-model", "d", "--prompt-cache-size", "4"], False),
+        (["server", "--draft-model", "d", "--prompt-cache-size=4"], False),
+        (["server", "--model", "m"], False),
+        (["generate", "--draft-model", "d"], False),
+        ([], False),
+    ],
+)
+def test_only_a_server_that_drafts_stores_no_prompts(given, added, capsys):
+    assert without_store(given) == given + ["--prompt-cache-size", "0"] * added
+    assert ("no prompts are stored" in capsys.readouterr().err) == added
 
 
 def test_kv_bits_are_refused(folder):
