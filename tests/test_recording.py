@@ -151,6 +151,10 @@ def test_an_array_is_kept_once_and_nothing_is_code(recorded):
 # --- whatever crosses the protocol, with a port of straw -------------------------------------------------------------
 
 
+LIVES = {"do": "lives", "sequences": 1, "operations": 2, "seed": 3, "generation": True}
+SERVED = {"do": "serve", "schedule": "steps", "seed": 3}
+
+
 class Straw:
     """An engine that answers what it is told to, in order."""
 
@@ -236,17 +240,19 @@ def test_problems_and_arrays_come_back_in_order(checkpoint, tmp_path):
         ):
             assert outcome(question)[:2] == (playing.NotRecorded, playing.CHANGED)
         assert outcome(lambda: player.mtp("chunks", IDS, (6,), True))[1] == playing.NEVER_ASKED
-        assert outcome(lambda: player.lives(1, 2, 3, True, {}))[1] == playing.NEVER_ASKED
+        assert outcome(lambda: player.lives(LIVES, {}))[1] == playing.NEVER_ASKED
 
 
 def test_lives_taps_and_the_compiled_run_come_back(checkpoint, tmp_path):
     lives = told.Lives(2, 30, float("inf"), {"trim": "no trim"}, ("It broke.", "trim", True))
+    served = told.Lives(1, 8, 0.5, {}, None)
     tap = {"path": "layers.0", "kind": "Layer", "array": np.ones((2, 2), np.float32)}
     slow, fast = (np.full((1, 2), value, np.float32) for value in (1, 2))
     hung = problems.Hung("It hung.")
-    with recording.Recorder(Straw(None, lives, [tap], slow, None, fast, None, hung)) as engine:
+    with recording.Recorder(Straw(None, lives, served, [tap], slow, None, fast, None, hung)) as engine:
         engine.load(checkpoint)
-        engine.lives(1, 2, 3, True, {})
+        engine.lives(LIVES, {})
+        engine.lives(SERVED, {})
         engine.taps(IDS)
         engine.run("oneshot", IDS, (6,), False)
         with engine.compiled():
@@ -255,7 +261,8 @@ def test_lives_taps_and_the_compiled_run_come_back(checkpoint, tmp_path):
             raise AssertionError("it hung before")
     player = again(engine, tmp_path / "recording")
     player.load(checkpoint)
-    assert player.lives(1, 2, 3, True, {}) == lives
+    assert player.lives(LIVES, {}) == lives
+    assert player.lives(SERVED, {}).tokens == 8
     (found,) = player.taps(IDS)
     assert (found["path"], found["kind"], found["array"].tolist()) == ("layers.0", "Layer", [[1, 1], [1, 1]])
     with player.compiled():
