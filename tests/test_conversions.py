@@ -53,23 +53,27 @@ RECIPES = {
 
 @pytest.fixture(scope="session")
 def original(tmp_path_factory):
-    """original("F1-bfloat16", seed) is a tiny checkpoint of that variant."""
+    """original("F1-bfloat16", seed, size) is a checkpoint of that variant, tiny unless told otherwise."""
     root = tmp_path_factory.mktemp("originals")
-    made = cache(lambda variant, seed: write_fixture(root / f"{variant}-{seed}", FLASH, variant, seed=seed))
-    return lambda variant, seed=0: made(variant, seed)
+
+    @cache
+    def made(variant, seed, size):
+        return write_fixture(root / f"{variant}-{seed}-{size}", FLASH, variant, size, seed=seed)
+
+    return lambda variant, seed=0, size="tiny": made(variant, seed, size)
 
 
 @pytest.fixture(scope="session")
 def conversion(tmp_path_factory, original):
-    """conversion(recipe, variant, seed) is an honest conversion."""
+    """conversion(recipe, variant, seed, size) is an honest conversion."""
     root = tmp_path_factory.mktemp("conversions")
 
     @cache
-    def made(recipe, variant, seed):
-        to = root / f"{recipe.replace(' ', '-')}-{variant}-{seed}"
-        return convert(original(variant, seed), to, "F2", recipe_of(RECIPES[recipe]), progress=lambda text: None)
+    def made(recipe, variant, seed, size):
+        to = root / f"{recipe.replace(' ', '-')}-{variant}-{seed}-{size}"
+        return convert(original(variant, seed, size), to, "F2", recipe_of(RECIPES[recipe]), progress=lambda text: None)
 
-    return lambda recipe="4 bits", variant="F1-bfloat16", seed=0: made(recipe, variant, seed)
+    return lambda recipe="4 bits", variant="F1-bfloat16", seed=0, size="tiny": made(recipe, variant, seed, size)
 
 
 def judged(original, conversion, tokens=TOKENS, **options):
@@ -90,13 +94,15 @@ HONEST += [("F1", recipe, recipe in PACKED_QUICK) for recipe in RECIPES]
 
 
 @pytest.mark.parametrize(
-    ("variant", "recipe"),
-    [pytest.param(v, r, marks=[] if quick else [pytest.mark.slow]) for v, r, quick in HONEST],
+    ("variant", "recipe", "size"),
+    [pytest.param(v, r, "tiny", marks=[] if quick else [pytest.mark.slow]) for v, r, quick in HONEST]
+    + [pytest.param(v, r, "mid", marks=[pytest.mark.slow]) for v, r, _ in HONEST],
 )
-def test_honest_conversions_are_at_parity_with_their_figures(original, conversion, variant, recipe):
-    report = judged(original(variant), conversion(recipe, variant))
+def test_honest_conversions_are_at_parity_with_their_figures(original, conversion, variant, recipe, size):
+    of, made = original(variant, size=size), conversion(recipe, variant, size=size)
+    report = judged(of, made)
     assert (report.verdict.value, red(report)) == ("parity", [])
-    assert report.sentence.startswith(f"{conversion(recipe, variant)} is {original(variant)}, honestly rounded")
+    assert report.sentence.startswith(f"{made} is {of}, honestly rounded")
     for stage in report.stages[1:]:
         assert stage["weights"]
         for row in stage["weights"]:
@@ -293,11 +299,13 @@ SPOILED_QUICK = (
 
 
 @pytest.mark.parametrize(
-    "name", [pytest.param(one, marks=[] if one in SPOILED_QUICK else [pytest.mark.slow]) for one in MISTAKES]
+    ("name", "size"),
+    [pytest.param(one, "tiny", marks=[] if one in SPOILED_QUICK else [pytest.mark.slow]) for one in MISTAKES]
+    + [pytest.param(one, "mid", marks=[pytest.mark.slow]) for one in MISTAKES],
 )
-def test_what_rounding_does_not_explain_is_named(original, conversion, tmp_path, name):
+def test_what_rounding_does_not_explain_is_named(original, conversion, tmp_path, name, size):
     change, stage, tensor, said = MISTAKES[name]
-    report = judged(original("F1-bfloat16"), spoiled(conversion(), tmp_path / "spoiled", change))
+    report = judged(original("F1-bfloat16", size=size), spoiled(conversion(size=size), tmp_path / "spoiled", change))
     assert report.verdict.value == "diverges"
     assert red(report) == [stage]
     found = next(one for one in report.stages if one["name"] == stage)

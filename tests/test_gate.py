@@ -437,7 +437,8 @@ def test_a_file_that_lacks_names_of_typing_is_mended_where_asked(judged, few, tm
     assert "--mend-imports" not in report["reproduce"]
 
     before = Path(path_of("lacks_typing")).read_bytes()
-    report = judged(path_of("lacks_typing"), "--mend-imports", "--bundle", str(tmp_path / "case"))
+    kept = ("--bundle", str(tmp_path / "case"), "--record", str(tmp_path / "kept"))
+    report = judged(path_of("lacks_typing"), "--mend-imports", *kept)
     assert (report["verdict"], report["first_deviation"]["mechanism"]) == ("diverges", "hc.comb")
     assert [entry["defects"] for entry in report["diagnosis"]] == [["D016"]]
     lacked = [("Any", "typing"), ("field", "dataclasses"), ("Sequence", "typing")]
@@ -447,6 +448,7 @@ def test_a_file_that_lacks_names_of_typing_is_mended_where_asked(judged, few, tm
     assert Path(path_of("lacks_typing")).read_bytes() == before
     errors, limit = shown(tmp_path / "case", path_of("lacks_typing"), tmp_path)
     assert errors[-1] > limit
+    assert judged(str(tmp_path / "kept"))["notes"][:3] == said
 
 
 def test_a_file_that_lacks_nothing_has_no_note(judged, few):

@@ -81,6 +81,7 @@ class Player:
         self.only = [name for what in _list(manifest["only"]) if (name := _text(what)) in registry()]
         self.compiles = _is(manifest["compiles"], bool)
         self.environment = _is(manifest["environment"], dict)
+        self.mended = [_text(note) for note in _list(manifest.get("mended", []))]  # older recordings lack it
         (start,) = _list(manifest["start"])
         self.start = _problem(start) if "problem" in start else None
         self.facts = {} if self.start else _facts(start["facts"])
@@ -103,13 +104,13 @@ class Player:
         return {name: getattr(self, name) for name in ("profile", "seed", "names", "simulation", "require", "only")}
 
     def notes(self, environment: dict) -> list[str]:
-        """A note where libraries or device were others than those that judge now."""
+        """Those on names that were supplied; one where libraries or device were others than those that judge now."""
         then, now = (_libraries(one) for one in (self.environment, environment))
         other = [name for name in now if name in then and then[name] != now[name]]
         if not other:
-            return []
+            return self.mended
         said = [", ".join(f"{name} {one[name]}" for name in other) for one in (then, now)]
-        return [f"The recording was made with {said[0]}; it is judged with {said[1]}."]
+        return [*self.mended, f"The recording was made with {said[0]}; it is judged with {said[1]}."]
 
     def __enter__(self) -> Player:
         if self.start is not None:

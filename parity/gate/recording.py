@@ -34,10 +34,10 @@ NAMES = "names"  # the folder in which families of names are tried
 
 
 class Recorder:
-    """A candidate's process, with all that it answers kept."""
+    """A candidate's process, with all that it answers kept, and the notes on names that were supplied to it."""
 
-    def __init__(self, engine: Process):
-        self.engine = engine
+    def __init__(self, engine: Process, mended: Sequence[str] = ()):
+        self.engine, self.mended = engine, mended
         self.start: list[dict] = []
         self.probes: dict[str, list[str]] = {}  # a checkpoint's hash: the names of the folders that it was loaded from
         self.tried: list[dict] = []  # what became of the families of names, in order
@@ -127,6 +127,7 @@ class Recorder:
             **settings,
             "environment": environment,
             "compiles": can_compile(),
+            "mended": [*self.mended],
             "start": self.start,
             "probes": self.probes,
             "names_tried": self.tried,

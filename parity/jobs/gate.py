@@ -69,10 +69,11 @@ def judge(
         started = time.monotonic()
         progress(f"starting {target}")
         try:
-            mending = report.notes.append if asked.mend else None
+            mended = []
+            mending = (lambda said: (report.notes.append(said), mended.append(said))) if asked.mend else None
             engine = played or Process(resolved, Path(scratch), asked.timeout, asked.memory, mending)
             if record_folder is not None:
-                engine = Recorder(engine)
+                engine = Recorder(engine, mended)
             with engine as process:
                 _describe(report.candidate, process.facts)
                 report.clock["start_s"] = round(time.monotonic() - started, 2)
