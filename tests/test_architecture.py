@@ -18,7 +18,7 @@ ALLOWED = {
     "pairs": {"cases"},
     "lives": set(),
     "candidates": {"errors", "judging", "lives", "dsv4_mlx"},
-    "gate": {"errors", "results", "cases", "judging", "candidates", *MODELS},
+    "gate": {"errors", "results", "cases", "judging", "candidates", "lives", *MODELS},
     "streamed": {"errors", "results", "judging", "cases", *MODELS},
     "conversion": {"errors", "results", "judging", "streamed", *MODELS},
     "whole": {"errors", "results", "judging", "streamed", "candidates", *MODELS},

@@ -701,13 +701,17 @@ def test_what_raises_is_crashed_in_a_whole_column_too(judged, few, name, column)
 
 # Rows of one length, as in the schedule `batch`, do not show it; the lives of the caches must, at every seed.
 @pytest.mark.parametrize("seed", ["0", pytest.param("5", marks=pytest.mark.slow)])
-def test_one_offset_for_all_rows_of_a_batch_is_no_parity(judged, few, monkeypatch, seed):
+def test_one_offset_for_all_rows_of_a_batch_is_no_parity(judged, few, monkeypatch, tmp_path, seed):
     few("embedding", "model.flash")
     monkeypatch.setattr(gate, "can_compile", lambda: False)  # for the time: it takes no part in the lives
-    report = judged(path_of("one_offset"), "--seed", seed)
+    report = judged(path_of("one_offset"), "--seed", seed, "--bundle", str(tmp_path / "case"))
     assert report["verdict"] == "diverges"
     red = {(cell["mechanism"], cell["schedule"]) for cell in report["cells"] if cell["verdict"] == "diverges"}
     assert red == {(CACHES, LIVES), ("serving.batches", LIVES)}
+    assert all(cell["life"] for cell in report["cells"] if (cell["mechanism"], cell["schedule"]) in red)
+    script = [sys.executable, str(tmp_path / "case" / "life.py"), path_of("one_offset")]
+    said = subprocess.run(script, cwd=tmp_path, capture_output=True, text=True, check=True).stdout
+    assert float(said.rpartition("is off by")[2]) > 0.01
     assert "merging" in report["first_deviation"]["sentence"] or "padded" in report["first_deviation"]["sentence"]
 
 

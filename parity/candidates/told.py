@@ -67,7 +67,7 @@ def ate_memory(doing: str, memory: int) -> AteMemory:
 class Lives:
     """How many lives, tokens that were judged in them, the largest error over its limit, what the caches do not offer,
     and of a broken life: the sentence, its sort, whether the port raised; where its logits differ, the tokens up to the
-    first that does, and its error over the limits that were handed in."""
+    first that does, and its error over the limits that were handed in; the life as lines of mlx-lm calls."""
 
     lives: int
     tokens: int
@@ -75,6 +75,7 @@ class Lives:
     gaps: dict[str, str]
     broken: tuple[str, str, bool] | None
     suspect: tuple[list[int], float] | None = None
+    script: tuple[str, ...] = ()
 
 
 def lives(answer: dict[str, object]) -> Lives:
@@ -87,4 +88,5 @@ def lives(answer: dict[str, object]) -> Lives:
         {str(name): str(said) for name, said in answer["gaps"].items()},
         (str(broken[0]), str(broken[1]), bool(broken[2])) if broken else None,
         ([int(one) for one in suspect[0]], float(suspect[1])) if suspect else None,
+        tuple(str(line) for line in answer.get("script", ())),
     )

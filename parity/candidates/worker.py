@@ -109,6 +109,7 @@ class Worker:
             "ratio": min(lives.ratio, LARGEST_RATIO),
             "gaps": gaps,
             "broken": broken and [broken.sentence, exploring.sort_of(broken.operations), broken.raised],
+            "script": broken.script if broken else [],
             "suspect": broken and broken.suspect and [broken.suspect[0], min(LARGEST_RATIO, broken.suspect[1])],
         }
 

@@ -18,6 +18,7 @@ from ..candidates.adapters import resolve
 from ..candidates.adapters.problems import CandidateProblem
 from ..candidates.mending import source_of
 from ..errors import BadInput
+from ..lives.script import HELPERS, IMPORTS
 from ..results import Verdict
 from .families import Family
 from .matrix import Engine, ends_of, judge
@@ -82,6 +83,19 @@ for row, errors in enumerate(error):
         print(f"row {{row}} token {{token}}: largest error {{worst:.2e}}" + " <--" * bool(worst > case["limit"]))
 print(f"limit: {{case['limit']:.2e}} (what rounding explains)")
 '''
+LIFE = '''"""{sentence}
+Usage: python life.py{argument}
+"""
+import json, os, pathlib
+os.environ.setdefault("MLX_ENABLE_TF32", "0")
+{imports}
+here = pathlib.Path(__file__).resolve().parent
+{loading}
+{helpers}
+
+{lines}
+'''
+ARGUMENT = " [PATH/TO/THE/MODEL/FILE.py]"
 
 
 def write(candidate: Candidate, engine: Engine, family: Family, cell: Cell, folder: Path) -> Path:
@@ -111,6 +125,28 @@ def write(candidate: Candidate, engine: Engine, family: Family, cell: Cell, fold
         }
         (temporary / "case.json").write_text(json.dumps(case, indent=1) + "\n", encoding="utf-8")
         (temporary / "show.py").write_text(script(candidate, family, cell, tokens, supplied), encoding="utf-8")
+        temporary.rename(folder)
+    except OSError as error:
+        shutil.rmtree(temporary, ignore_errors=True)
+        raise BadInput(f"{folder} cannot be written ({error.strerror}); give --bundle another folder.") from error
+    return folder
+
+
+def write_life(candidate: Candidate, engine: Engine, family: Family, cell: Cell, folder: Path) -> Path:
+    """The checkpoint and a script of the broken life of a cell. Raises BadInput where the folder cannot be written."""
+    temporary = folder.with_name(f".{folder.name}.{os.getpid()}")
+    supplied = {name for _, name in getattr(engine, "supplied", ())}
+    text = LIFE.format(
+        sentence=_quoted(f"{cell.mechanism}: {cell.sentence}"),
+        argument=ARGUMENT if candidate.kind == "model_file" else "",
+        imports=IMPORTS,
+        loading=_loading(candidate, supplied),
+        helpers=HELPERS,
+        lines="\n".join(cell.life),
+    )
+    try:
+        family.write(temporary / "checkpoint")
+        (temporary / "life.py").write_text(text, encoding="utf-8")
         temporary.rename(folder)
     except OSError as error:
         shutil.rmtree(temporary, ignore_errors=True)
@@ -172,6 +208,25 @@ def script(candidate: Candidate, family: Family, cell: Cell, tokens: int, suppli
     """show.py: loads the checkpoint with the port's own package and prints the error of each token. `supplied` are
     names of `typing` and the like that the port lacks."""
     kind = "hf" if candidate.kind == "hf" else "mlx"
+    mtp = family.probe.mtp
+    return SCRIPT.format(
+        sentence=_quoted(f"{cell.mechanism} ({family.probe.title}): {cell.sentence}"),
+        argument=ARGUMENT if candidate.kind == "model_file" else "",
+        imports="" if kind == "hf" else "import mlx.core as mx\n",
+        loading=_loading(candidate, supplied),
+        feeding=FEEDING["mtp" if mtp else kind],
+        further=" + 1" if mtp else "",
+        reading=READING[kind],
+    )
+
+
+def _quoted(sentence: str) -> str:
+    """As it may stand in a docstring."""
+    return sentence.replace("\\", "/").replace('"""', "'''")
+
+
+def _loading(candidate: Candidate, supplied: Iterable[str]) -> str:
+    """Lines that give `model`, the checkpoint's, by the port's own package."""
     name, before = candidate.name, ""
     if candidate.kind == "model_file":
         name = repr(str(Path(name).resolve()))
@@ -182,14 +237,4 @@ def script(candidate: Candidate, family: Family, cell: Cell, tokens: int, suppli
     for lacked in sorted(supplied):
         source = source_of(lacked)
         before += f"import builtins, {source}  # the port lacks {lacked}\nbuiltins.{lacked} = {source}.{lacked}\n"
-    mtp = family.probe.mtp
-    sentence = f"{cell.mechanism} ({family.probe.title}): {cell.sentence}".replace("\\", "/").replace('"""', "'''")
-    return SCRIPT.format(
-        sentence=sentence,
-        argument=" [PATH/TO/THE/MODEL/FILE.py]" if candidate.kind == "model_file" else "",
-        imports="" if kind == "hf" else "import mlx.core as mx\n",
-        loading=before + LOADING[candidate.kind].replace("{name}", name),
-        feeding=FEEDING["mtp" if mtp else kind],
-        further=" + 1" if mtp else "",
-        reading=READING[kind],
-    )
+    return before + LOADING[candidate.kind].replace("{name}", name)

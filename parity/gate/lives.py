@@ -87,7 +87,7 @@ def _cell(
             if answer.broken:
                 said, sort, raised = answer.broken
                 cell.verdict = Verdict.CRASHED if raised else Verdict.DIVERGES
-                cell.ratio, cell.sentence = float("inf"), f"{said} ({sort})"
+                cell.ratio, cell.sentence, cell.life = float("inf"), f"{said} ({sort})", [*answer.script]
                 break
         if row != CACHES and gaps:  # the cell tells it
             cell.verdict, cell.sentence, gaps = Verdict.COVERAGE_GAP, gaps[0].sentence, []

@@ -29,7 +29,8 @@ class Cell:
 
     verdict: parity, diverges, crashed, or coverage gap (not offered). ratio: worst error over limit. first_token: the
     first position whose logits are beyond the limit. explained_by: ids of the diagnosed defects that reproduce these
-    logits. because: needed mechanisms that are themselves red and unexplained, so that this cell may only follow.
+    logits. because: needed mechanisms that are themselves red and unexplained, so that this cell may only follow. life:
+    of a row of the caches, the shortest broken life found, as lines of mlx-lm calls (`lives.script`).
     """
 
     mechanism: str
@@ -53,6 +54,7 @@ class Cell:
     explained_by: list[str] = field(default_factory=list)
     because: list[str] = field(default_factory=list)
     drift: float | None = None
+    life: list[str] = field(default_factory=list)
 
 
 @dataclass

@@ -210,18 +210,25 @@ def _write_bundle(
 ) -> None:
     """The first deviation in numbers, one that nothing explains before others, as a folder; a note says where it is, or
     why there is none."""
+    script = "show.py"
     cells = [cell for cell in report.cells if cell.verdict is Verdict.DIVERGES and cell.limit_max > 0]
     cells.sort(key=lambda cell: bool(cell.explained_by))  # what nothing explains needs a case most
+    lives = [cell for cell in report.cells if cell.life]
+    if not cells and lives:
+        cells, script = lives, "life.py"
     if not cells:
         report.notes.append("There is no bundle: no cell gave logits that differ.")
         return
     progress(f"writing the smallest case of {cells[0].mechanism} to {folder}")
     try:
-        bundle.write(report.candidate, engine, families[cells[0].mechanism], cells[0], folder)
+        if cells[0].life:
+            bundle.write_life(report.candidate, engine, families[CHECKPOINT], cells[0], folder)
+        else:
+            bundle.write(report.candidate, engine, families[cells[0].mechanism], cells[0], folder)
     except (BadInput, CandidateProblem) as problem:  # what the matrix holds stands
         report.notes.append(f"There is no bundle: {problem}")
     else:
-        report.notes.append(f"{folder} holds the smallest case; run python {folder / 'show.py'}.")
+        report.notes.append(f"{folder} holds the smallest case; run python {folder / script}.")
 
 
 def _write_recording(engine: Recorder, report: GateReport, asked: Asked, folder: Path, progress: Progress) -> None:

@@ -26,6 +26,7 @@ def operation(mark: Callable = rule, **drawn):
         def step(self, **given):
             self.done.append((function.__name__, given))
             self.trying = function.__name__ if function.__name__ in OFFERS else None
+            told = len(self.script)
             try:
                 function(self, **given)
             except AssertionError as error:
@@ -36,6 +37,7 @@ def operation(mark: Callable = rule, **drawn):
                 if self.trying and refuses(error) and self.goes_on_without(self.trying):
                     kind = "" if type(error) is NotImplementedError else f"{type(error).__name__}: "
                     self.lives.lacking[self.trying] = f"The port offers no {words_of(self.trying)}: {kind}{said}."
+                    del self.script[told:]
                     return
                 if function.__name__ in BY_MLX_LM and refuses(error):
                     self.lives.lacking[function.__name__] = f"{BY_MLX_LM[function.__name__]} is refused: {said}."

@@ -45,13 +45,14 @@ class Broken:
     """A life after which the port deviates: its operations, and in words what happened.
 
     raised: whether the port raised, where it should have gone on. suspect: where logits differ, the tokens up to the
-    first that does, and its error over the limits that were handed in.
+    first that does, and its error over the limits that were handed in. script: the life as lines of mlx-lm calls.
     """
 
     operations: list[tuple[str, dict]]
     sentence: str
     raised: bool = False
     suspect: tuple[list[int], float] | None = None
+    script: list[str] = field(default_factory=list)
 
 
 @dataclass
@@ -80,6 +81,11 @@ class Lives:
                 self.known.clear()
             self.known[key] = self.port.reference(mx.array([ids]))[0]
         return self.known[key]
+
+    @property
+    def suspect_token(self) -> int:
+        """The place of the token whose logits were judged wrong last."""
+        return len(self.suspect[0]) - 1
 
     def judge(self, row: list[int], got: mx.array) -> str:
         """How the last logits [new, V] of a sequence differ by more than rounding explains; empty if they do not."""

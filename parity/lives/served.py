@@ -14,6 +14,7 @@ import numpy as np
 from mlx_lm.generate import BatchGenerator, generate_step
 from mlx_lm.models.cache import LRUPromptCache
 
+from . import script
 from .offers import pending, words_of
 from .operations import operation, undrawn
 from .port import Port
@@ -111,7 +112,8 @@ class Served:
         """One request through `generate_step`, its prompt in pieces."""
         random = np.random.default_rng(seed)
         self.current = Session([], [], done=[f"generate_step with prefill_step_size={step}"])
-        self._generated(self._request(random, [], prompt, tokens), self.port.make_cache(), step)
+        self.script.append("c0 = make_prompt_cache(model)")
+        self._generated(self._request(random, [], prompt, tokens), self.port.make_cache(), step, "c0")
 
     @operation(undrawn)
     def serve_batches(self, prompts, arrivals, tokens, again, step, seed):
@@ -126,24 +128,26 @@ class Served:
         lengths = ", ".join(f"{len(one.prompt)} at step {arrival}" for one, arrival in requests)
         done = f"BatchGenerator with prefill_step_size={step}, prompts of {lengths} tokens"
         self.current = Session([], [], done=[done])
-        generator = BatchGenerator(
-            AsModel(self.port), prefill_step_size=step, prefill_batch_size=4, completion_batch_size=8
-        )
+        options = {"prefill_step_size": step, "prefill_batch_size": 4, "completion_batch_size": 8}
+        said = ", ".join(f"{name}={value}" for name, value in options.items())
+        self.script += [f"generator, finished = BatchGenerator(model, {said}), {{}}"]
+        generator = BatchGenerator(AsModel(self.port), **options)
         waiting, alive, now = [*requests], {}, 0
         try:
             while waiting or alive:
                 arrived = [one for one, arrival in waiting if arrival <= now or not alive]
                 waiting = [(one, arrival) for one, arrival in waiting if one not in arrived]
                 self._insert(generator, alive, [(one, None) for one in arrived])
+                self.script.append("step(generator, finished)")
                 for response in generator.next_generated():
                     if response.finish_reason is None:
                         continue
                     one = alive.pop(response.uid)
-                    self._judge(one, f"the request of {len(one.prompt)} tokens")
+                    self._judge(one, f"the request of {len(one.prompt)} tokens", f"r{response.uid}")
                     if again:
                         more = self._request(random, one.ids, again, 5)
                         self.current.done.append(f"the one of {len(one.prompt)} again with {again} tokens more")
-                        self._insert(generator, alive, [(more, response.prompt_cache)])
+                        self._insert(generator, alive, [(more, response.prompt_cache)], response.uid)
                         again = 0
                 now += 1
         finally:
@@ -156,6 +160,7 @@ class Served:
         random = np.random.default_rng(seed)
         self.current = Session([], [], done=[])
         store = LRUPromptCache()
+        self.script.append("store = LRUPromptCache()")
         first = self._turn(store, random, [], prompt, tokens, step)
         self._turn(store, random, first[: min(shared, prompt)], more, tokens, step)
         self._turn(store, random, first, more, tokens, step)
@@ -166,13 +171,17 @@ class Served:
     def _turn(self, store: LRUPromptCache, random, begins: list[int], own: int, tokens: int, step: int) -> list[int]:
         """One request as mlx-lm's server has it; the tokens that its cache holds afterwards."""
         wanted = begins + self._drawn(random, own)
+        name = self.named()
+        self.script.append(f"{name}, rest = store.fetch_nearest_cache({NAME!r}, {wanted})")
+        self.script.append(f"{name} = {name} or make_prompt_cache(model)")
         cache, rest = store.fetch_nearest_cache(NAME, wanted)
         held = len(wanted) - len(rest) if cache is not None else 0
         found = f"{held} of them in the store of prompts" if held else "none of them in the store of prompts"
         self.current.done.append(f"a request of {len(wanted)} tokens, {found}")
         one = Request(wanted[:held], wanted[held:], self._drawn(random, tokens))
         cache = cache if cache is not None else self.port.make_cache()
-        self._generated(one, cache, step)
+        self._generated(one, cache, step, name)
+        self.script.append(f"store.insert_cache({NAME!r}, {one.ids}, {name})")
         store.insert_cache(NAME, one.ids, cache)
         return one.ids
 
@@ -182,7 +191,12 @@ class Served:
     def _drawn(self, random, tokens: int) -> list[int]:
         return random.integers(0, self.port.vocabulary, tokens).tolist()
 
-    def _generated(self, one: Request, cache: list, step: int):
+    def _generated(self, one: Request, cache: list, step: int, name: str):
+        self.script += [
+            f"r = Known({one.coming})",
+            f"for _ in generate_step(mx.array({one.prompt}), model, max_tokens={len(one.coming)}, "
+            f"logits_processors=[r], prompt_cache={name}, prefill_step_size={step}): pass",
+        ]
         steps = generate_step(
             mx.array(one.prompt),
             AsModel(self.port),
@@ -193,10 +207,17 @@ class Served:
         )
         for _ in steps:
             pass
-        self._judge(one, "generate_step")
+        self._judge(one, "generate_step", "r")
 
-    def _insert(self, generator: BatchGenerator, alive: dict, requests: Iterable[tuple[Request, list | None]]):
+    def _insert(self, generator: BatchGenerator, alive: dict, requests: Iterable[tuple[Request, list | None]], of=None):
         for one, cache in requests:
+            name = f"r{self.named()[1:]}"
+            held = "None" if cache is None else f"finished[{of}].prompt_cache"
+            self.script += [
+                f"{name} = Known({one.coming})",
+                f"generator.insert([{one.prompt}], max_tokens=[{len(one.coming)}], caches=[{held}], "
+                f"all_tokens=[{one.held}], logits_processors=[[{name}]])",
+            ]
             (uid,) = generator.insert(
                 [one.prompt],
                 max_tokens=[len(one.coming)],
@@ -206,6 +227,10 @@ class Served:
             )
             alive[uid] = one
 
-    def _judge(self, one: Request, who: str):
+    def _judge(self, one: Request, who: str, name: str):
         wrong = self.lives.judge(one.ids, mx.stack(one.heard))
+        if wrong:
+            token = self.lives.suspect_token
+            heard = token - (len(one.ids) - len(one.heard))
+            self.script += script.compared(f"{name}.heard[{heard}]", one.ids, token)
         assert not wrong, f"{who}, {wrong}"

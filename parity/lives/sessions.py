@@ -21,13 +21,14 @@ class Sequence:
 @dataclass
 class Session:
     """One cache and its sequences. ``batched``: it came from a merge, so it has the batch forms. ``done``: its life.
-    ``untried``: the operation after which no call came yet."""
+    ``untried``: the operation after which no call came yet. ``name``: what a script calls it."""
 
     cache: list
     rows: list[Sequence]
     batched: bool = False
     done: list[str] = field(default_factory=list)
     untried: str | None = None
+    name: str = ""
 
     @property
     def lengths(self) -> list[int]:

@@ -16,6 +16,7 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, precondition
 from mlx_lm.models import cache as mlx_lm_cache
 
+from . import script
 from .operations import BY_MLX_LM, operation
 from .port import Broken, Lives
 from .served import Served
@@ -38,6 +39,8 @@ class CacheMachine(Served, RuleBasedStateMachine):
         self.done: list[tuple[str, dict]] = []
         self.current: Session | None = None
         self.trying: str | None = None  # the operation that a refusal would be about
+        self.script: list[str] = []
+        self.names = 0
         self.port = self.lives.port
         self.lives.lives += 1
 
@@ -61,7 +64,7 @@ class CacheMachine(Served, RuleBasedStateMachine):
         past = ", ".join(self.current.done) if self.current else ""
         suspect, self.lives.suspect = self.lives.suspect, None
         said = f"After {past or 'nothing'}: {what.rstrip('.')}"
-        self.lives.fail(Broken([*self.done], said, raised, None if raised else suspect))
+        self.lives.fail(Broken([*self.done], said, raised, None if raised else suspect, [*self.script]))
 
     def goes_on_without(self, name: str) -> bool:
         """Whether this life up to here breaks nothing where an operation that was refused is left out; what was being
@@ -78,13 +81,20 @@ class CacheMachine(Served, RuleBasedStateMachine):
         self.sessions = self.sessions or [Session(self.port.make_cache(), [Sequence()])]
         return True
 
+    def named(self) -> str:
+        """The next cache's name in the script."""
+        self.names += 1
+        return f"c{self.names - 1}"
+
     def keep(self, session: Session):
         self.current = session
         self.sessions = [*self.sessions, session][-SESSIONS:]
         self.probe(session)
 
     def start(self, tokens: int, seed: int):
-        self.keep(Session(self.port.make_cache(), [Sequence()]))
+        name = self.named()
+        self.script.append(script.assign(name, "make_prompt_cache(model)"))
+        self.keep(Session(self.port.make_cache(), [Sequence()], name=name))
         self.call(self.sessions[-1], tokens, seed)
 
     def feed(self, session: Session, counts: list[int], seed: int, padding: int = 0, left: bool = False):
@@ -97,13 +107,16 @@ class CacheMachine(Served, RuleBasedStateMachine):
         padded = [len(pad) for pad in filling]
         if any(padded):
             announced = {"left_padding": padded} if left else {"lengths": counts, "right_padding": padded}
+            self.script.append(script.each(session.name, "prepare", **announced))
             for entry in session.cache:
                 entry.prepare(**announced)
         ids = [pad + real if left else real + pad for pad, real in zip(filling, new, strict=True)]
+        self.script.append(f"logits = call({ids}, {session.name})")
         logits = self.port.call(mx.array(ids), session.cache)
         mx.eval(logits)
         self.trying = session.untried = None  # it takes calls
         if any(padded):
+            self.script.append(script.each(session.name, "finalize"))
             for entry in session.cache:
                 entry.finalize()
         for i, (row, real, pad) in enumerate(zip(session.rows, new, padded, strict=True)):
@@ -111,6 +124,10 @@ class CacheMachine(Served, RuleBasedStateMachine):
             if real:
                 got = logits[i, pad:] if left else logits[i, : len(real)]
                 wrong = self.lives.judge(row.ids, got)
+                if wrong:
+                    token = self.lives.suspect_token
+                    place = token - (len(row.ids) - len(real)) + (pad if left else 0)
+                    self.script += script.compared(f"logits[{i}, {place}]", row.ids, token)
                 assert not wrong, f"sequence {i} of {len(session.rows)}, {wrong}"
 
     def call(self, session: Session, tokens: int, seed: int):
@@ -125,14 +142,16 @@ class CacheMachine(Served, RuleBasedStateMachine):
         session.untried = self.trying
         if not self.offered("branch"):
             return
+        told = len(self.script)
+        self.script.append(script.assign("ahead", f"copy.deepcopy({session.name})"))
         cache = self.copied(session)
-        if cache is None:
-            return
-        ahead = Session(cache, session.copied_rows(), session.batched, session.done, session.untried)
-        for tokens in (1, 9):
-            if self.room(ahead, tokens) == tokens:
-                self.feed(ahead, [tokens] * len(ahead.rows), seed=tokens)
-        session.untried = ahead.untried
+        if cache is not None:
+            ahead = Session(cache, session.copied_rows(), session.batched, session.done, session.untried, "ahead")
+            for tokens in (1, 9):
+                if self.room(ahead, tokens) == tokens:
+                    self.feed(ahead, [tokens] * len(ahead.rows), seed=tokens)
+            session.untried = ahead.untried
+        del self.script[told:]  # all was right there
 
     def copied(self, session: Session) -> list | None:
         """A copy of its cache; None where the port has none, which may show only after some calls."""
@@ -186,9 +205,11 @@ class CacheMachine(Served, RuleBasedStateMachine):
         if not self.offered("trim") or not mlx_lm_cache.can_trim_prompt_cache(session.cache):
             return
         tokens = min(tokens, *session.lengths)
+        self.script.append(f"trim_prompt_cache({session.name}, {tokens})")
         try:
             taken = mlx_lm_cache.trim_prompt_cache(session.cache, tokens)
         except ValueError:
+            self.script[-1] = f"# {self.script[-1]} is refused"
             back = max(row.reach - len(row.ids) + tokens for row in session.rows)
             assert back > DRAFT, f"a rewind of {tokens} tokens, {back} with those before, was refused"
             session.done.append(f"refused to trim {tokens}")
@@ -207,6 +228,8 @@ class CacheMachine(Served, RuleBasedStateMachine):
             return
         with tempfile.TemporaryDirectory() as folder:
             path = str(Path(folder) / "cache.safetensors")
+            self.script.append(f"save_prompt_cache('cache.safetensors', {session.name})")
+            self.script.append(script.assign(session.name, "load_prompt_cache('cache.safetensors')"))
             mlx_lm_cache.save_prompt_cache(path, session.cache)
             session.cache = mlx_lm_cache.load_prompt_cache(path)
             mx.eval([entry.state for entry in session.cache])
@@ -219,6 +242,7 @@ class CacheMachine(Served, RuleBasedStateMachine):
         session = self.pick(which)
         if not self.offered("weigh"):
             return
+        self.script.append(f"print(sum(entry.nbytes for entry in {session.name}), 'bytes')")
         weight = sum(entry.nbytes for entry in session.cache)
         assert weight > 0 or not max(session.lengths), f"nbytes of {session.lengths} tokens is {weight}"
         session.done.append("weighed")
@@ -228,9 +252,11 @@ class CacheMachine(Served, RuleBasedStateMachine):
         session = self.pick(which)
         if not self.offered("branch"):
             return
+        name = self.named()
+        self.script.append(script.assign(name, f"copy.deepcopy({session.name})"))
         cache = self.copied(session)
         if cache is not None:
-            self.keep(Session(cache, session.copied_rows(), session.batched, [*session.done, "copied"]))
+            self.keep(Session(cache, session.copied_rows(), session.batched, [*session.done, "copied"], name=name))
 
     @operation(which=st.lists(st.integers(0, SESSIONS - 1), min_size=1, max_size=3))
     def merge(self, which):
@@ -238,9 +264,11 @@ class CacheMachine(Served, RuleBasedStateMachine):
         chosen = [session for session in map(self.pick, which) if not session.batched]
         if not chosen or not self.offered("merge"):
             return
+        name = self.named()
+        self.script.append(script.merged(name, [s.name for s in chosen]))
         cache = [entries[0].merge([*entries]) for entries in zip(*(s.cache for s in chosen), strict=True)]
         done = [f"merged ({'; '.join(', '.join(s.done) or 'nothing' for s in chosen)})"]
-        self.keep(Session(cache, [session.copied_rows()[0] for session in chosen], True, done))
+        self.keep(Session(cache, [session.copied_rows()[0] for session in chosen], True, done, name=name))
 
     @precondition(lambda self: self.batches)
     @operation(
@@ -268,8 +296,11 @@ class CacheMachine(Served, RuleBasedStateMachine):
         if self.batches and self.offered("extract"):
             session = self.pick_of(self.batches, which)
             row %= len(session.rows)
+            name = self.named()
+            self.script.append(script.assign(name, f"[entry.extract({row}) for entry in {session.name}]"))
             cache = [entry.extract(row) for entry in session.cache]
-            self.keep(Session(cache, [session.copied_rows()[row]], False, [*session.done, f"extracted {row}"]))
+            done = [*session.done, f"extracted {row}"]
+            self.keep(Session(cache, [session.copied_rows()[row]], False, done, name=name))
 
     @precondition(lambda self: self.batches)
     @operation(which=st.integers(0, SESSIONS - 1), keep=st.lists(st.booleans(), min_size=ROWS, max_size=ROWS))
@@ -279,6 +310,7 @@ class CacheMachine(Served, RuleBasedStateMachine):
         session = self.pick_of(self.batches, which)
         kept = [row for row in range(len(session.rows)) if keep[row]]
         if kept:
+            self.script.append(script.each(session.name, "filter", kept))
             for entry in session.cache:
                 entry.filter(kept)
             session.rows = [session.rows[row] for row in kept]
@@ -294,6 +326,7 @@ class CacheMachine(Served, RuleBasedStateMachine):
         session, other = self.pick_of(self.batches, which), self.pick_of(self.batches, other)
         if session is other or len(session.rows) + len(other.rows) > ROWS:
             return
+        self.script.append(f"for entry, added in zip({session.name}, {other.name}): entry.extend(added)")
         for entry, added in zip(session.cache, other.cache, strict=True):
             entry.extend(added)
         session.rows += other.rows

@@ -65,7 +65,8 @@ def as_now(document: dict) -> dict:
     """A report with the fields that came later, which none is the worse without as a baseline."""
     rows = [{"beyond": ""} | row if isinstance(row, dict) else row for row in _listed(document, "mechanisms")]
     forms = [{"form": "plain"} | one if isinstance(one, dict) else one for one in _listed(document, "loading")]
-    return {"beyond": [], "keys": []} | document | {"mechanisms": rows, "loading": forms}
+    cells = [{"life": []} | cell if isinstance(cell, dict) else cell for cell in _listed(document, "cells")]
+    return {"beyond": [], "keys": []} | document | {"mechanisms": rows, "loading": forms, "cells": cells}
 
 
 def _listed(document: dict, name: str) -> list:

@@ -103,6 +103,8 @@ def first_deviation(document: dict, console: Console) -> None:
     cell = view.cells_by_place(document).get((first["mechanism"], first["schedule"]))
     for line in view.explanation(cell) if cell else []:
         console.print(f"  {escape(line)}")
+    for line in view.life(cell) if cell else []:
+        console.print(f"    {escape(line)}", soft_wrap=True, style="cyan")
     console.print()
 
 

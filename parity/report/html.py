@@ -66,6 +66,7 @@ def rows(document: dict) -> list[dict]:
                     "defects": [(name, titles.get(name, "")) for name in cell["explained_by"]] if cell else [],
                     "tolerances": view.tolerances(cell) if cell else [],
                     "explanation": view.explanation(cell) if cell else [],
+                    "life": view.life(cell) if cell else [],
                     "drift": view.drift(cell["drift"]) if cell and cell["drift"] is not None else "",
                     "scale": scale(cell) if cell else None,
                 }

@@ -50,6 +50,9 @@ def diagnosis(document: dict) -> list[str]:
             f"First deviation: **{text(first['mechanism'])}** under **{text(first['schedule'])}**: "
             f"{text(first['sentence'])}"
         )
+        cell = view.cells_by_place(document).get((first["mechanism"], first["schedule"]))
+        if cell and view.life(cell):
+            blocks += ["The shortest life that was found", fenced("\n".join(view.life(cell)))]
     return blocks
 
 

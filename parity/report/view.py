@@ -34,6 +34,15 @@ class State:
     red: bool = False
 
 
+SHORT, WIDE = 24, 200  # lines of a life, and characters of a line, that are shown; the document has all
+
+
+def life(cell: dict) -> list[str]:
+    """The shortest broken life of a cell's caches, as lines of mlx-lm calls; long ones are cut."""
+    lines = [line if len(line) <= WIDE else f"{line[:WIDE]} ..." for line in cell.get("life", ())]
+    return lines if len(lines) <= SHORT else [f"... {len(lines) - SHORT} lines before", *lines[-SHORT:]]
+
+
 STATES = {
     state.name: state
     for state in (
