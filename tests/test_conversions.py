@@ -114,6 +114,7 @@ def test_honest_conversions_are_at_parity_with_their_figures(original, conversio
         assert report.text["kl"] == pytest.approx(report.text_baseline["kl"], rel=0.2)
 
 
+@pytest.mark.slow
 def test_more_bits_are_nearer(original, conversion):
     reports = [judged(original("F1-bfloat16"), conversion(recipe)) for recipe in ("2 bits", "4 bits", "8 bits")]
     kl = [report.text["kl"] for report in reports]
