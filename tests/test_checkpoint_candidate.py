@@ -24,6 +24,7 @@ from parity.report import document
 from parity.streamed.ranges import merged
 from parity.streamed.results import SCHEMA
 from parity.whole import port, sizes
+from parity.whole.layers import LayerTruth, stages_of
 
 FLASH = json.loads((fixtures_path() / "configs" / "flash.json").read_text())
 PORTS = Path(__file__).parent / "candidates"
@@ -84,6 +85,8 @@ def ids(tmp_path):
     return tmp_path / "ids.json"
 
 
+LAYERS = [f"layer {index}" for index in range(4)]
+
 # --- right ones ------------------------------------------------------------------------------------------------
 
 SLOW = pytest.mark.slow
@@ -102,8 +105,10 @@ SLOW = pytest.mark.slow
 def test_a_right_port_is_at_parity(capsys, checkpoint, ids, tmp_path, variant, name):
     candidate = PORTS / name if name.endswith(".py") else name
     code, found, _ = judged(capsys, checkpoint(variant), candidate, tmp_path / "r.json", "--tokens", ids)
-    assert (code, [stage["name"] for stage in found["stages"]]) == (0, ["port"])
-    (stage,) = found["stages"]
+    assert (code, [stage["name"] for stage in found["stages"]]) == (0, [*LAYERS, "port"])
+    *layers, stage = found["stages"]
+    assert all(0 < layer["ratio"] < 1 for layer in layers)
+    assert [layer["kind"] for layer in layers] == [f"as layers.{i} of the port returns it" for i in range(4)]
     assert [tap["name"] for tap in stage["taps"]] == ["logits in one call", "logits token by token after a prompt"]
     assert 0 < stage["ratio"] < 0.8
     assert found["sentence"].startswith(f"{candidate} computes what the reference computes from ")
@@ -121,7 +126,7 @@ def test_a_right_port_is_at_parity(capsys, checkpoint, ids, tmp_path, variant, n
 )
 def test_what_a_right_port_does_not_offer_is_a_note(capsys, checkpoint, ids, tmp_path, name, note, taps):
     code, found, _ = judged(capsys, checkpoint("F1-float32"), PORTS / name, tmp_path / "r.json", "--tokens", ids)
-    assert (code, len(found["stages"][0]["taps"])) == (0, taps)
+    assert (code, len(found["stages"][-1]["taps"])) == (0, taps)
     assert found["notes"][0].startswith(note)
 
 
@@ -148,13 +153,49 @@ def test_a_wrong_port_diverges_in_every_document(capsys, checkpoint, ids, tmp_pa
     given = (PORTS / "sees_one_less.py", tmp_path / "r.json", "--tokens", ids, *files)
     code, found, _ = judged(capsys, checkpoint("F1-float32"), *given)
     assert (code, found["verdict"]) == (1, "diverges")
-    assert "deviates at its end, and `parity gate` says where: 'logits in one call' has" in found["sentence"]
-    (case,) = ElementTree.fromstring(paths["junit"].read_text()).iter("testcase")
-    assert (case.get("name"), [child.tag for child in case]) == ("port", ["failure"])
+    said = "deviates, and `parity gate` says in what: layer 0 (as layers.0 of the port returns it) is the first"
+    assert said in found["sentence"]
+    assert "'logits in one call' has" in found["sentence"]
+    cases = [*ElementTree.fromstring(paths["junit"].read_text()).iter("testcase")]
+    assert [case.get("name") for case in cases] == [*LAYERS, "port"]
+    assert [child.tag for child in cases[-1]] == ["failure"]
     assert "sees\\_one\\_less.py" in paths["markdown"].read_text()
     assert "sees_one_less.py" in paths["html"].read_text()
     with pytest.raises(BadInput, match="has no parts to merge"):
         merged({"r.json": found})
+
+
+ONE_LAYER = """
+from dsv4_mlx import Model as Base
+from dsv4_mlx import ModelArgs
+
+
+class Model(Base):
+    def load_weights(self, *given, **named):
+        loaded = super().load_weights(*given, **named)
+        self.layers[2].attn_norm.weight = 1.1 * self.layers[2].attn_norm.weight
+        return loaded
+"""
+
+
+def test_the_first_layer_that_is_wrong_is_named(capsys, checkpoint, ids, tmp_path):
+    (tmp_path / "one_layer.py").write_text(ONE_LAYER)
+    given = (tmp_path / "one_layer.py", tmp_path / "r.json", "--tokens", ids)
+    code, found, _ = judged(capsys, checkpoint("F1-float32"), *given)
+    verdicts = [stage["verdict"] for stage in found["stages"]]
+    assert (code, verdicts) == (1, ["parity", "parity", "diverges", "diverges", "diverges"])
+    assert "layer 2 (as layers.2 of the port returns it) is the first that deviates" in found["sentence"]
+
+
+def test_layers_that_no_module_gives_are_a_note():
+    exact = torch.randn(1, 6, 4, 8, generator=torch.Generator().manual_seed(0))
+    layer = LayerTruth(exact, exact + 1e-7, [], torch.ones(6, dtype=torch.bool))
+    outputs = [("turned", exact.transpose(1, 2).numpy()), ("other", -exact.numpy())]
+    assert stages_of(outputs, [layer], "float32", port.nearest) == ([], [0])
+    (stage,), lost = stages_of([*outputs, ("block", exact.numpy() + 1e-7)], [layer], "float32", port.nearest)
+    assert (stage.kind, stage.verdict.value, lost) == ("as block of the port returns it", "parity", [])
+    (stage,), _ = stages_of([("block", exact.numpy() + 1e-3)], [layer], "float32", port.nearest)
+    assert stage.verdict.value == "diverges"
 
 
 def test_a_wrong_port_diverges_in_bfloat16(capsys, checkpoint, ids, tmp_path):
@@ -162,7 +203,7 @@ def test_a_wrong_port_diverges_in_bfloat16(capsys, checkpoint, ids, tmp_path):
         capsys, checkpoint("F1-bfloat16"), PORTS / "sees_one_less.py", tmp_path / "r.json", "--tokens", ids
     )
     assert (code, found["facts"]["dtype"]) == (1, "bfloat16")
-    assert found["stages"][0]["ratio"] > 2
+    assert found["stages"][-1]["ratio"] > 2
 
 
 @pytest.mark.parametrize(
@@ -236,4 +277,4 @@ def test_a_test_in_pytest(pytester, checkpoint, ids):
     pytester.runpytest_inprocess(*given, "--candidate=dsv4_mlx").assert_outcomes(passed=1)
     result = pytester.runpytest_inprocess(*given, f"--candidate={PORTS / 'sees_one_less.py'}")
     result.assert_outcomes(failed=1)
-    assert "port (whole, its logits): 'logits in one call' has" in result.stdout.str()
+    assert "port (whole, its logits): layer 0 (as layers.0 of the port returns it) is the first" in result.stdout.str()

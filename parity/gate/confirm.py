@@ -9,6 +9,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from ..judging.found import closest
 from ..judging.oracle import NULLS
 from ..judging.rounding import OtherRounding
 from ..judging.runs import forward
@@ -21,8 +22,6 @@ from .results import LayerError
 TAPPED = re.compile(
     r"embed|layers\.\d+(\.(attn_norm|ffn_norm|attn|ffn|attn\.(wq_a|q_norm|wq_b|wkv|kv_norm|wo_b|compressor)))?|norm|head"
 )
-# An output this far from a tensor, relative to its size, is another tensor.
-UNLIKE = 0.5
 
 
 def layer_errors(engine, family: Family) -> list[LayerError]:
@@ -41,19 +40,6 @@ def layer_errors(engine, family: Family) -> list[LayerError]:
         index = int(layer[1]) if layer else (-1 if name == "embed" else family.probe.config["num_hidden_layers"])
         errors.append(LayerError(name, index, module, error, m.limit_rms / m.scale if m.scale else 0.0))
     return errors
-
-
-def closest(truth: Tensor, given: list[tuple[str, np.ndarray]]) -> tuple[str | None, float]:
-    """The output with as many elements that lies nearest, and its RMS error relative to the tensor's size."""
-    flat = truth.flatten()
-    size = float(flat.square().mean().sqrt()) or 1.0
-    best = (None, float("inf"))
-    for path, array in given:
-        if array.size == flat.numel():
-            error = float((torch.from_numpy(array).double().flatten() - flat).square().mean().sqrt()) / size
-            if error < best[1]:
-                best = (path, error)
-    return best if best[1] < UNLIKE else (None, best[1])
 
 
 def reference_taps(family: Family, ids: Tensor) -> list[dict[str, Tensor]]:

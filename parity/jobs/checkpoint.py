@@ -160,14 +160,15 @@ def judge_port(
     if _at_once(report, source, most, lambda: port.judge(progress) or port) is None:
         return report
     stage, report.verdict, report.notes = port.stage, port.stage.verdict, port.notes
-    report.stages, report.text, report.text_baseline = [plain(stage)], plain(port.text), plain(port.text_baseline)
+    report.stages = [plain(one) for one in (*port.layers, stage)]
+    report.text, report.text_baseline = plain(port.text), plain(port.text_baseline)
     if stage.verdict is Verdict.PARITY:
         report.sentence = (
             f"{target} computes what the reference computes from {report.checkpoint}: its logits agree on "
             f"{ids.numel()} tokens in {dtype}."
         )
     elif stage.verdict is Verdict.DIVERGES:
-        report.sentence = f"{target} deviates at its end, and `parity gate` says where: {stage.sentence}."
+        report.sentence = f"{target} deviates, and `parity gate` says in what: {stage.sentence}."
     else:
         report.sentence = f"{target} could not be judged. {stage.sentence}."
     return report

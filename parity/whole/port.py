@@ -9,9 +9,10 @@ from __future__ import annotations
 import shutil
 import tempfile
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -29,6 +30,7 @@ from ..streamed.measure import agreement, distance
 from ..streamed.results import Agreement, Stage
 from ..streamed.source import Source
 from ..streamed.stages import DECODED, DTYPES, block_stage, diverges, measured
+from .layers import LayerTruth, stages_of
 
 PORT = "port"
 SECONDS, SECONDS_A_GB = 60, 90  # of processor time a request; dsv4_mlx on one slow thread takes 9 s a GB with 64 tokens
@@ -44,6 +46,8 @@ class Port:
         self.source, self.target, self.ids, self.dtype, self.room = source, target, ids, dtype, room
         self.decoded = min(DECODED, len(ids) // 2)
         self.notes: list[str] = []
+        self.layers: list[Stage] = []  # those that its modules give; they explain
+        self.outputs: list[tuple[str, np.ndarray]] = []
         self.stage = Stage(PORT, "whole, its logits", Verdict.PARITY)
         self.stage.bytes = sum(size for *_, size in source.ranges(""))
         self.text: Agreement | None = None
@@ -61,7 +65,9 @@ class Port:
             known = isinstance(problem.__cause__, LacksName)  # whose own sentence names no option of the gate
             self._ends(Verdict.CRASHED, str(problem.__cause__ if known else problem))
         else:
-            self._measure(given, reference_truth(self.source, self.ids, self.dtype, progress))
+            truth = reference_truth(self.source, self.ids, self.dtype, progress)
+            self._measure(given, truth)
+            self._look_inside(truth)
 
     def _ends(self, verdict: Verdict, sentence: str) -> None:
         self.stage.verdict, self.stage.sentence = verdict, sentence.rstrip(".")
@@ -88,9 +94,34 @@ class Port:
                     except NotOffered as problem:
                         self.notes.append(f"Not judged: {name}. {problem}")
                         last = problem
+                if found:
+                    progress("what its modules return")
+                    self._listen(process)
         if not found:
             raise last
         return found
+
+    def _listen(self, process: Process) -> None:
+        """Keep what may be a layer's streams."""
+        size = len(self.ids) * self.source.config.hc_mult * self.source.config.hidden_size
+        try:
+            taps = process.taps(self.ids[None].numpy())
+        except CandidateProblem as problem:
+            self.notes.append(f"Its layers were not looked at. {problem}")
+        else:
+            self.outputs = [(tap["path"], tap["array"]) for tap in taps if tap["array"].size == size]
+
+    def _look_inside(self, truth: Truth) -> None:
+        """Its layers beside the reference's; where its logits agree no layer is wrong, however it computes."""
+        self.layers, lost = stages_of(self.outputs, truth.layers, self.dtype, nearest) if self.outputs else ([], [])
+        if lost:
+            self.notes.append(f"No module of the port gives the streams of layers {', '.join(map(str, lost))}.")
+        for one in self.layers:
+            if self.stage.verdict is not Verdict.DIVERGES:
+                one.verdict, one.sentence = Verdict.PARITY, ""
+        first = next((one for one in self.layers if one.verdict is Verdict.DIVERGES), None)
+        if first is not None:
+            self.stage.sentence = f"{first.name} ({first.kind}) is the first that deviates; {self.stage.sentence}"
 
     def _schedules(self) -> list[tuple[str, list[int], bool]]:
         """Name, calls, and whether there is a cache."""
@@ -148,13 +179,14 @@ class Truth:
     """Logits [1, S, V] at the end of whole paths of the reference, streamed block by block.
 
     exact, baseline in the run's type, and nulls in other rounding. clear [S]: tokens that no choice of experts or rows
-    reaches which rounding decides.
+    reaches which rounding decides. layers: the same after each layer.
     """
 
     exact: Tensor
     baseline: Tensor
     nulls: list[Tensor]
     clear: Tensor
+    layers: list[LayerTruth] = field(default_factory=list)
 
     @property
     def enough(self) -> bool:
@@ -180,7 +212,7 @@ def reference_truth(source: Source, ids: Tensor, dtype: str, progress: Progress)
     types, config, ids = [wide, *[own] * (len(roundings) - 1)], source.config, ids[None]
     embedded = reference.embedded(source, ids[0])[None, :, None].expand(-1, -1, config.hc_mult, -1)
     streams = [embedded.to(one) for one in types]
-    clear = torch.ones_like(ids, dtype=torch.bool)
+    clear, layers = torch.ones_like(ids, dtype=torch.bool), []
     for index in range(config.num_hidden_layers):
         progress(f"the reference, layer {index} of {config.num_hidden_layers}")
         memory.give_back()
@@ -194,8 +226,9 @@ def reference_truth(source: Source, ids: Tensor, dtype: str, progress: Progress)
         for path in found[0].scores:
             clear &= clear_choices(oracle.taps.find(block.copy(own), path), path, *found[:2])
         streams = [one.taps["streams"] for one in found]
+        layers.append(LayerTruth(streams[0].float(), streams[1], streams[2:], clear.cummin(1)[0][0]))
     heads = {one: reference.Head(source, "", one) for one in {own, wide}}
     others = [None if seed is None else OtherBlocks(seed, sequential) for seed, sequential in roundings]
     runs = list(zip([heads[one] for one in types], streams, others, strict=True))
     exact, baseline, *nulls = reference.logits(source, runs)
-    return Truth(exact, baseline, nulls, clear.cummin(1)[0][0])  # later layers see earlier tokens
+    return Truth(exact, baseline, nulls, clear.cummin(1)[0][0], layers)  # later layers see earlier tokens
