@@ -195,7 +195,7 @@ def experts_swapped(tensors, config):
     for leaf in ("gate_proj", "up_proj", "down_proj"):
         for part in PARTS:
             name = f"{AT}ffn.switch_mlp.{leaf}.{part}"
-            tensors[name] = tensors[name][mx.array([0, 4, 2, 3, 1, 5, 6, 7])]
+            tensors[name] = tensors[name][mx.array([0, 4, 2, 3, 1, *range(5, len(tensors[name]))])]
 
 
 def override_ignored(tensors, config):
@@ -251,7 +251,7 @@ MISTAKES = {
     "tid2eid moved by a row": (
         edited("model.layers.0.ffn.gate.tid2eid", rolled), "layer 0", "layers.0.ffn.gate.tid2eid", "moved by one row"),
     "tid2eid one too high": (
-        edited("model.layers.0.ffn.gate.tid2eid", lambda x: (x + 1) % 8),
+        edited("model.layers.0.ffn.gate.tid2eid", lambda x: (x + 1) % (x.max() + 1)),
         "layer 0", "layers.0.ffn.gate.tid2eid", "numbers are 1 too high",
     ),
     "a norm left out": (dropped(f"{AT}attn.q_norm.weight"), "files", "layers.1.attn.q_norm.weight", "is missing"),

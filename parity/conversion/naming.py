@@ -59,8 +59,8 @@ def correlation(want: Tensor, got: Tensor) -> float:
 
 
 def held(weights: Weights, name: str, got: Tensor) -> str | None:
-    """The tensor of the original whose values these are; its experts and its namesakes in other layers come first. A
-    stage reads so many in all, since a whole layer may be wrong."""
+    """The tensor of the original whose values these are; its expert's others, its namesakes of other experts and of
+    other layers come first. A stage reads so many in all, since a whole layer may be wrong."""
     original = weights.original
     for other in _alike(original, name):
         if not weights.searches:
@@ -82,7 +82,11 @@ def _alike(original: Source, name: str) -> Iterator[str]:
     here, local = name.split(".")[:2], ".".join(name.split(".")[2:])
     leaf = EXPERT.sub(r"\3", name)
 
+    expert = EXPERT.sub(r"\1\2", name)
+
     def far(other: str) -> tuple[int, bool]:
+        if EXPERT.fullmatch(other) and EXPERT.sub(r"\1\2", other) == expert:  # gate and up of one expert, swapped
+            return -1, False
         elsewhere, another = other.split(".")[:2] != here, EXPERT.sub(r"\3", other) != leaf
         return elsewhere + 2 * another, ".".join(other.split(".")[2:]) != local
 
