@@ -5,11 +5,12 @@ Run: pytest tests/test_served.py; with -m slow, more defects.
 
 import pytest
 
+from dsv4_mlx.cache import LayerCache
 from parity.gate.defects import catalogue
 from parity.gate.defects.patching import applied
 from parity.jobs.lives import Life, LifeSearch, port
 from parity.lives import served
-from parity.lives.exploring import relive
+from parity.lives.exploring import relive, shorter
 from parity.lives.port import Lives
 from parity.pairs import registry
 from parity.results import Verdict
@@ -140,6 +141,40 @@ def test_what_the_caches_do_not_offer_is_told_by_name(right):
         assert served.lacking("steps", right, {}) == "mlx-lm needs `state` for it, which Bare does not have."
     finally:
         right.make_cache = make
+
+
+@pytest.mark.parametrize(
+    "life",
+    [
+        ("serve_steps", {"prompt": 0, "tokens": 0, "step": 1}),
+        ("serve_batches", {"prompts": [1, 0], "arrivals": [0, 0], "tokens": [0, 0], "again": 0, "step": 1}),
+        ("serve_batches", {"prompts": [0], "arrivals": [0], "tokens": [0], "again": 1, "step": 1}),
+        ("serve_turns", {"prompt": 0, "shared": 0, "more": 0, "tokens": 0, "step": 1}),
+        ("serve_turns", {"prompt": 1, "shared": 1, "more": 0, "tokens": 0, "step": 1}),
+    ],
+)
+def test_whatever_a_life_is_cut_down_to_can_be_lived(right, life):
+    """Else a deviation would shrink to a crash that is the harness's."""
+    name, given = life
+    for seed in range(3):
+        assert judged([(name, given | {"seed": seed})], right).broken is None
+
+
+def test_a_deviation_is_not_cut_down_to_another_fault(monkeypatch):
+    """With fewer tokens this port raises, which is no shorter form of what was found."""
+
+    def call(self, batch, tokens, padding=None):
+        if tokens > 1 and self.offset == 0 and tokens < 4:
+            raise KeyError("few")
+        return kept(self, batch, tokens, padding)
+
+    kept = LayerCache.call
+    monkeypatch.setattr(LayerCache, "call", call)
+    monkeypatch.setattr("dsv4_mlx.positions.Call.starts", property(lambda self: [self.start] * len(self.rows)))
+    model = port(CONFIG, 0, "float32")
+    life = [("first", {"tokens": 9, "seed": 0}), ("new", {"tokens": 5, "seed": 1}), ("merge", {"which": [0, 1]})]
+    broken = shorter(model, frozenset(), relive(Lives(model), life).broken)
+    assert not broken.raised
 
 
 def test_a_broken_request_is_a_life_that_can_be_told_again(monkeypatch):

@@ -116,8 +116,10 @@ def shorter(port: Port, without: frozenset[str], broken: Broken) -> Broken:
         nonlocal broken, tries
         tries += 1
         again = relive(Lives(port.renewed(), without, known=known), operations).broken if tries < MOST_RELIVED else None
-        broken = again or broken
-        return again is not None
+        if again is None or again.raised != broken.raised:  # another fault is no shorter form of this one
+            return False
+        broken = again
+        return True
 
     while any([_fewer(broken, better), _smaller(lambda: broken, better, ("which", "other", "row"))]):
         pass

@@ -170,15 +170,17 @@ class Served:
 
     def _turn(self, store: LRUPromptCache, random, begins: list[int], own: int, tokens: int, step: int) -> list[int]:
         """One request as mlx-lm's server has it; the tokens that its cache holds afterwards."""
-        wanted = begins + self._drawn(random, own)
+        wanted = begins + self._drawn(random, max(own, 1))
         name = self.named()
         self.script.append(f"{name}, rest = store.fetch_nearest_cache({NAME!r}, {wanted})")
         self.script.append(f"{name} = {name} or make_prompt_cache(model)")
         cache, rest = store.fetch_nearest_cache(NAME, wanted)
         held = len(wanted) - len(rest) if cache is not None else 0
         found = f"{held} of them in the store of prompts" if held else "none of them in the store of prompts"
-        self.current.done.append(f"a request of {len(wanted)} tokens, {found}")
-        one = Request(wanted[:held], wanted[held:], self._drawn(random, tokens))
+        self.current.done.append(f"a request of {len(wanted)} token{'s' * (len(wanted) > 1)}, {found}")
+        if not rest:  # stored before, token by token: mlx-lm has nothing to ask then
+            return wanted
+        one = Request(wanted[:held], wanted[held:], self._drawn(random, max(tokens, 1)))
         cache = cache if cache is not None else self.port.make_cache()
         self._generated(one, cache, step, name)
         self.script.append(f"store.insert_cache({NAME!r}, {one.ids}, {name})")
