@@ -10,10 +10,13 @@ import pytest
 import torch
 
 from parity.candidates import told
+from parity.candidates.adapters.problems import Raised
 from parity.cases.strategies import checkpoint_tensors
 from parity.gate import lives as gate_lives
 from parity.gate.defects import catalogue
 from parity.gate.defects.patching import applied
+from parity.gate.filling import reference
+from parity.gate.probes import registry as probes
 from parity.jobs.lives import examined, port
 from parity.judging.lived import SAMPLE, Examined, Lived
 from parity.judging.runs import Runs
@@ -172,3 +175,20 @@ def test_a_defect_between_calls_is_confirmed_where_a_port_is_held_to_itself(name
         found = sound.examine(ids)
         assert found.clear[-1]
         assert ratio * sound.limit > found.limit
+
+
+def test_a_port_that_does_not_load_fails_in_every_row(tmp_path):
+    """Each row loads by itself: what one of them did to the process is not the next one's fault."""
+
+    class Refuses:
+        def load(self, folder):
+            raise Raised(f"The candidate raised KeyError while loading the checkpoint ({folder.name}).")
+
+    found = reference(probes()["model.flash"], 0)
+    told_ = []
+    cells, gaps = gate_lives.judge_lives(Refuses(), found, tmp_path / "ck", "quick", 0, told_.append)
+    assert [cell.mechanism for cell in cells] == [gate_lives.CACHES, *gate_lives.SERVED]
+    assert {(cell.verdict.value, cell.sentence) for cell in cells} == {
+        ("crashed", "The candidate raised KeyError while loading the checkpoint (ck).")
+    }
+    assert (gaps, len(told_), (tmp_path / "ck").exists()) == ([], 4, False)

@@ -58,6 +58,7 @@ def judge_lives(
     """The cell of each row, and what the caches do not offer."""
     cells, gaps = [], []
     lived = Lived(family.probe.config, family.tensors, family.probe.dtype, family.simulation, itself=True)
+    family.write(folder)
     try:
         for row in (CACHES, *SERVED):
             progress("random lives of the caches" if row == CACHES else f"{SERVED[row][1].partition(':')[0]} around it")
@@ -74,8 +75,7 @@ def _cell(
 ) -> tuple[Cell, list[Gap]]:
     cell, gaps = Cell(row, LIVES, Verdict.PARITY), []
     try:
-        if row == CACHES:
-            engine.load(family.write(folder))
+        engine.load(folder)
         for asked in requests:
             answer = _lives(engine, lived, asked)
             if answer is None:

@@ -61,7 +61,9 @@ def lacking(schedule: str, port: Port, gaps: dict[str, str]) -> str:
     missing = next((name for name in NEEDS[schedule] if name in gaps), None)
     if missing:
         return f"mlx-lm needs {words_of(missing)} for it. {gaps[missing]}"
-    entry = next((one for one in port.make_cache() if not hasattr(one, "state")), None)
+    # Of the class: a property may have nothing to give while the cache is empty.
+    lacks = lambda one: not hasattr(type(one), "state") and "state" not in getattr(one, "__dict__", {})  # noqa: E731
+    entry = next(filter(lacks, port.make_cache()), None)
     return f"mlx-lm needs `state` for it, which {type(entry).__name__} does not have." if entry is not None else ""
 
 
