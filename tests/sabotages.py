@@ -266,7 +266,7 @@ SABOTAGES = [
     Sabotage(
         "lives in which nothing was judged agree",
         "parity/jobs/lives.py",
-        "if not sum(lives.tokens for lives in done) and broken is None:",
+        "if not sum(lives.tokens + lives.generations for lives in done) and broken is None:",
         "if False:",
         "tests/test_sabotages.py -k nothing_is_no_pass",
     ),

@@ -124,7 +124,7 @@ BUGS = [
 ]
 # What lives in calls alone: as patches of the catalogue.
 CATALOGUE = """D033 D034 D035-always D035 D036 D036-overwritten D037 D038 D043 D044 D048
-D050-overlap D050-plain D050-indexer D052 D055 D055-batch D055-single D056 D056-counted D060 D060-keys D060-queries
+D050-overlap D050-plain D050-indexer D055 D055-batch D055-single D056 D056-counted D060 D060-keys D060-queries
 D060-relative D061 X004 X011 X048 X049 X050 X054 X063 X064""".split()
 FAST = {
     *("D014", "D034", "D067", "D092", "D093"),

@@ -88,7 +88,7 @@ class LifeSearch:
         """The pair's row: how many lives, the largest error over its limit, and the broken life if there is one."""
         broken = done[-1].broken if done else None
         verdict, failure = Verdict.PARITY, None
-        if not sum(lives.tokens for lives in done) and broken is None:
+        if not sum(lives.tokens + lives.generations for lives in done) and broken is None:
             verdict = Verdict.COVERAGE_GAP
         refused = [said.rstrip(".") for lives in done for said in lives.lacking.values()]
         if refused:  # this project's own port offers everything

@@ -57,7 +57,8 @@ class Broken:
 
 @dataclass
 class Lives:
-    """What was lived through: how many lives, tokens held to the reference, the largest error over its limit.
+    """What was lived through: how many lives, tokens held to the reference, the largest error over its limit, long
+    generations in which what piles up was looked at.
 
     without: operations that the port does not offer. lacking: those of which that showed only in a life, and why.
     suspect: as in `Broken`, of the logits judged wrong last.
@@ -68,6 +69,7 @@ class Lives:
     lives: int = 0
     tokens: int = 0
     ratio: float = 0.0
+    generations: int = 0
     broken: Broken | None = None
     suspect: tuple[list[int], float] | None = None
     known: dict[tuple, mx.array] = field(default_factory=dict)

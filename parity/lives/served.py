@@ -108,6 +108,7 @@ class Served:
         self.current = Session([], [], done=[f"{prompt} tokens", f"{tokens} generated"])
         found = pending(self.port, prompt, tokens)
         assert not found, found
+        self.lives.generations += 1
 
     @operation(undrawn)
     def serve_steps(self, prompt, tokens, step, seed):
