@@ -50,6 +50,10 @@ class Recorder:
         return self.engine.dtype
 
     @property
+    def supplied(self) -> list[tuple[str, str]]:
+        return self.engine.supplied
+
+    @property
     def facts(self) -> dict[str, object]:
         return self.engine.facts
 
