@@ -37,6 +37,7 @@ from parity.streamed import reference
 from parity.streamed.results import SCHEMA
 from parity.streamed.source import Source
 from parity.streamed.stages import names_of
+from parity.streamed.state import State
 
 KNOWN = catalogue()
 FLASH = json.loads((fixtures_path() / "configs" / "flash.json").read_text())
@@ -251,6 +252,17 @@ def test_a_run_that_was_ended_goes_on_and_ends_the_same(checkpoint, whole, tmp_p
     assert told(report) == whole
     assert [path.name for path in (tmp_path / "run").glob("*.partial")] == []
     assert told(judged(checkpoint("F2"), resume=tmp_path / "run", progress=pytest.fail)) == whole
+
+
+def test_streams_come_back_where_torch_would_have_put_them(tmp_path):
+    """In a file they lie anywhere, and sums are then made in another order: three of twenty killed runs ended with
+    another last digit."""
+    state = State(tmp_path / "run", {})
+    given = {name: torch.arange(float(count)) for name, count in (("a", 3), ("exact", 40), ("input", 5), ("own", 7))}
+    state.save("layer 0", {}, given, None)
+    found = state.streams("layer 0")
+    assert {name: tensor.tolist() for name, tensor in found.items()} == {n: t.tolist() for n, t in given.items()}
+    assert {tensor.data_ptr() % 64 for tensor in found.values()} == {0}
 
 
 @pytest.mark.slow

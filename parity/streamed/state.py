@@ -53,7 +53,8 @@ class State:
         """The tensors after a stage that is done."""
         path = self.folder / f"{stage}.safetensors"
         try:
-            return load_file(path)
+            # Where a tensor lies in memory decides the order in which sums over it are made; a file's lie anywhere.
+            return {name: tensor.clone() for name, tensor in load_file(path).items()}
         except (OSError, SafetensorError) as error:
             raise BadInput(
                 f"{path} of an earlier run cannot be read ({_line(error)}); delete {self.folder} and start again."
