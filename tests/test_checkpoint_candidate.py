@@ -111,7 +111,9 @@ def test_a_right_port_is_at_parity(capsys, checkpoint, ids, tmp_path, variant, n
     assert [layer["kind"] for layer in layers] == [f"as layers.{i} of the port returns it" for i in range(4)]
     assert [tap["name"] for tap in stage["taps"]] == ["logits in one call", "logits token by token after a prompt"]
     assert 0 < stage["ratio"] < 0.8
-    assert found["sentence"].startswith(f"{candidate} computes what the reference computes from ")
+    wide = found["facts"]["dtype"] == "float32"  # in bfloat16 no more is known than this
+    said = "computes what the reference computes from" if wide else "agrees with the reference on 24 tokens of"
+    assert found["sentence"].startswith(f"{candidate} {said} ")
     assert found["facts"]["candidate"] == str(candidate)
     assert found["text"]["kl"] < 0.02
 
