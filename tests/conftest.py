@@ -1,7 +1,10 @@
 """Set up before any test module imports MLX."""
 
+import json
 import os
+from functools import cache
 
+import pytest
 import torch
 from hypothesis import settings
 
@@ -15,3 +18,14 @@ settings.load_profile("parity")
 
 # The tensors are tiny: a second thread waits more than it saves.
 torch.set_num_threads(1)
+
+
+@pytest.fixture(scope="session")
+def checkpoint(tmp_path_factory):
+    """checkpoint("F2") is a tiny checkpoint of that variant."""
+    from parity.cases.resources import fixtures_path
+    from parity.jobs.fixture import write_fixture
+
+    root = tmp_path_factory.mktemp("checkpoints")
+    flash = json.loads((fixtures_path() / "configs" / "flash.json").read_text())
+    return cache(lambda variant: write_fixture(root / variant, flash, variant))

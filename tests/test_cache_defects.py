@@ -128,7 +128,7 @@ D050-overlap D050-plain D050-indexer D055 D055-batch D055-single D056 D056-count
 D060-relative D061 X004 X011 X048 X049 X050 X054 X063 X064""".split()
 FAST = {
     *("D014", "D034", "D067", "D092", "D093"),
-    *("D047 rows of rewound tokens kept", "D047 trim tells another number"),
+    *("D047 trim tells another number"),
 }
 
 

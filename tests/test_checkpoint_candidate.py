@@ -5,7 +5,6 @@ Run: pytest tests/test_checkpoint_candidate.py, and with -m slow for more famili
 
 import json
 import shutil
-from functools import cache
 from pathlib import Path
 from types import SimpleNamespace
 from xml.etree import ElementTree
@@ -18,7 +17,6 @@ from parity import cli
 from parity.cases.resources import fixtures_path
 from parity.commands.progress import Progress
 from parity.errors import BadInput
-from parity.jobs.fixture import write_fixture
 from parity.judging.tolerance import measure
 from parity.report import document
 from parity.streamed.ranges import merged
@@ -35,18 +33,6 @@ pytest_plugins = ["pytester"]
 def silent(monkeypatch):
     """On a busy machine no line says what is being done."""
     monkeypatch.setattr(Progress, "EVERY", float("inf"))
-
-
-@pytest.fixture(scope="module")
-def checkpoint(tmp_path_factory):
-    """checkpoint("F2") is a tiny checkpoint of that variant."""
-    root = tmp_path_factory.mktemp("checkpoints")
-
-    @cache
-    def made(variant):
-        return write_fixture(root / variant, FLASH, variant)
-
-    return made
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -198,6 +184,10 @@ def test_layers_that_no_module_gives_are_a_note():
     assert (stage.kind, stage.verdict.value, lost) == ("as block of the port returns it", "parity", [])
     (stage,), _ = stages_of([("block", exact.numpy() + 1e-3)], [layer], "float32", port.nearest)
     assert stage.verdict.value == "diverges"
+    truth = port.Truth(exact, exact, [], layer.clear, [layer, layer])
+    mute = SimpleNamespace(outputs=[], dtype="float32", notes=[], stage=stage)
+    port.Port._look_inside(mute, truth)
+    assert mute.notes == ["No module of the port gives the streams of layers 0, 1."]
 
 
 def test_a_wrong_port_diverges_in_bfloat16(capsys, checkpoint, ids, tmp_path):

@@ -47,7 +47,7 @@ def without_clock(document):
 @pytest.mark.parametrize(
     ("against", "cuts"),
     [
-        ("itself", (0, 1, 4)),
+        pytest.param("itself", (0, 1, 4), marks=pytest.mark.slow),
         ("its original", (0, 1, 4)),
         pytest.param("itself", (0, 2, 3, 4), marks=pytest.mark.slow),
         pytest.param("its original", (0, 2, 3, 4), marks=pytest.mark.slow),

@@ -11,7 +11,6 @@ import signal
 import subprocess
 import sys
 import time
-from functools import cache
 from pathlib import Path
 from xml.etree import ElementTree
 
@@ -30,7 +29,7 @@ from parity.commands.progress import Progress
 from parity.gate.defects import catalogue
 from parity.gate.defects.patching import applied
 from parity.jobs.checkpoint import judge_checkpoint
-from parity.jobs.fixture import VARIANTS, write_fixture
+from parity.jobs.fixture import VARIANTS
 from parity.judging.sides import from_mlx
 from parity.report import document, markdown
 from parity.streamed import reference
@@ -43,18 +42,6 @@ KNOWN = catalogue()
 FLASH = json.loads((fixtures_path() / "configs" / "flash.json").read_text())
 TOKENS = 24
 pytest_plugins = ["pytester"]
-
-
-@pytest.fixture(scope="session")
-def checkpoint(tmp_path_factory):
-    """checkpoint("F2") is a tiny checkpoint of that variant."""
-    root = tmp_path_factory.mktemp("checkpoints")
-
-    @cache
-    def made(variant):
-        return write_fixture(root / variant, FLASH, variant)
-
-    return made
 
 
 def ids_of(source, tokens=TOKENS):

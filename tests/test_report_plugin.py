@@ -162,6 +162,7 @@ sys.modules["parity.jobs.gate"] = SimpleNamespace(judge=judge)
 """
 
 
+@pytest.mark.slow
 def test_under_xdist_one_worker_judges(pytester, tmp_path):
     calls, answer = tmp_path / "calls", tmp_path / "answer"
     answer.write_bytes(pickle.dumps(judged()))

@@ -75,7 +75,7 @@ SLOW = pytest.mark.slow
     ("schedule", "name"),
     [
         ("steps", "D033"),
-        ("steps", "D035"),
+        pytest.param("steps", "D035", marks=SLOW),
         pytest.param("steps", "D061", marks=SLOW),
         ("batches", "D055"),
         pytest.param("batches", "D043", marks=SLOW),

@@ -171,7 +171,7 @@ def test_prompt_cache_on_disk(loaded, greedy, tmp_path, length):
 
 
 @pytest.mark.parametrize("batch", [1, pytest.param(3, marks=pytest.mark.slow), 8])
-@pytest.mark.parametrize("step", [7, 2048])
+@pytest.mark.parametrize("step", [7, pytest.param(2048, marks=pytest.mark.slow)])
 def test_batch_generate(loaded, greedy, batch, step):
     model, tokenizer = loaded
     prompts = [PROMPTS[i][:n] for i, n in enumerate(LENGTHS[:batch])]

@@ -47,7 +47,7 @@ class Port:
         self.decoded = min(DECODED, len(ids) // 2)
         self.notes: list[str] = []
         self.layers: list[Stage] = []  # those that its modules give; they explain
-        self.outputs: list[tuple[str, np.ndarray]] = []
+        self.outputs: list[tuple[str, np.ndarray]] | None = None  # what its modules return, where they can be heard
         self.stage = Stage(PORT, "whole, its logits", Verdict.PARITY)
         self.stage.bytes = sum(size for *_, size in source.ranges(""))
         self.text: Agreement | None = None
@@ -113,7 +113,9 @@ class Port:
 
     def _look_inside(self, truth: Truth) -> None:
         """Its layers beside the reference's; where its logits agree no layer is wrong, however it computes."""
-        self.layers, lost = stages_of(self.outputs, truth.layers, self.dtype, nearest) if self.outputs else ([], [])
+        if self.outputs is None:  # a note says why
+            return
+        self.layers, lost = stages_of(self.outputs, truth.layers, self.dtype, nearest)
         if lost:
             self.notes.append(f"No module of the port gives the streams of layers {', '.join(map(str, lost))}.")
         for one in self.layers:
