@@ -148,7 +148,10 @@ def test_a_wrong_port_diverges_in_every_document(capsys, checkpoint, ids, tmp_pa
     assert [case.get("name") for case in cases] == [*LAYERS, "port"]
     assert [child.tag for child in cases[-1]] == ["failure"]
     assert "sees\\_one\\_less.py" in paths["markdown"].read_text()
-    assert "sees_one_less.py" in paths["html"].read_text()
+    page = paths["html"].read_text()
+    assert "sees_one_less.py, on its own path so far" in page
+    assert "stage alone" not in page
+    assert "dsv4_mlx" not in page
     with pytest.raises(BadInput, match="has no parts to merge"):
         merged({"r.json": found})
 

@@ -21,9 +21,9 @@ LEFT, TOP, HEIGHT, BOTTOM = 52, 14, 260, 96  # pixels of the picture
 WIDTH, NARROWEST, WIDEST = 860, 20, 64  # of all stages together, of one
 # What is drawn of each stage: the key in the document, whose it is, whether a dot stands alone.
 SERIES = (
-    ("isolated", "dsv4_mlx, this stage alone", True),
-    ("accumulated", "dsv4_mlx, on its own path so far", False),
-    ("accumulated_baseline", "", False),  # named by the run
+    ("isolated", "{who}, this stage alone", True),
+    ("accumulated", "{who}, on its own path so far", False),
+    ("accumulated_baseline", "{measure}, on its own path so far", False),
 )
 
 
@@ -40,6 +40,7 @@ def page(document: dict) -> str:
         weight_headings=[heading.replace("\n", " ") for heading in WEIGHT_HEADINGS],
         text=text_rows(document) if document["text"] and document["text_baseline"] else [],
         measure=measure_of(document),
+        alone=any(stage["isolated"] is not None for stage in document["stages"]),
         who=who(document),
         continuations=continuation_rows(document),
         continuation_headings=[heading.replace("\n", " ") for heading in CONTINUATION_HEADINGS],
@@ -50,7 +51,7 @@ def page(document: dict) -> str:
 
 def picture(document: dict) -> dict | None:
     """Relative errors of all stages on one logarithmic axis: lines for the paths, dots for each stage alone."""
-    stages = [stage for stage in document["stages"] if stage["isolated"] is not None]
+    stages = [stage for stage in document["stages"] if any(stage[key] is not None for key, _, _ in SERIES)]
     values = {key: [_relative(stage[key]) for stage in stages] for key, _, _ in SERIES}
     axis = Axis.around(value for found in values.values() for value in found if value is not None)
     if axis is None:
@@ -59,10 +60,11 @@ def picture(document: dict) -> dict | None:
     at = lambda value: round(TOP + HEIGHT * (1 - axis.place(value) / 100), 1)  # noqa: E731
     across = lambda index: LEFT + step * index + step // 2  # noqa: E731
     series = []
-    for key, whose, alone in SERIES:
+    for key, name, alone in SERIES:
         points = [(across(i), at(value)) for i, value in enumerate(values[key]) if value is not None]
-        name = whose or f"{measure_of(document)}, on its own path so far"
-        series.append({"key": key, "name": name, "alone": alone, "points": points})
+        if points:  # of somebody else's port no stage is judged alone
+            name = name.format(who=who(document), measure=measure_of(document))
+            series.append({"key": key, "name": name, "alone": alone, "points": points})
     names = [
         {"x": across(i), "name": stage["name"], "red": stage["verdict"] != "parity"} for i, stage in enumerate(stages)
     ]

@@ -67,7 +67,7 @@ def stages_table(document: dict) -> Table:
     """Each stage: what it takes in the files, the error over its limit, choices, and the error of each path."""
     title = "Each stage alone on the reference's streams, then each on its own path"
     if "candidate" in document["facts"]:
-        title = f"{escape(who(document))}, whole, at its end"
+        title = f"{escape(who(document))}, whole: its layers on its own path, and its logits"
     table = Table(title=title, title_justify="left")
     table.add_column("stage", no_wrap=True)
     table.add_column("kind", no_wrap=True)
@@ -175,8 +175,8 @@ def cells(stage: dict) -> list[str]:
     return [
         stage["name"],
         stage["kind"],
-        f"{stage['bytes'] / 1e6:.1f}",
-        _number(stage["ratio"], "{:.2f}"),
+        f"{stage['bytes'] / 1e6:.1f}" if stage["bytes"] else "-",
+        _number(stage["ratio"], "{:.2f}" if float(stage["ratio"]) < 1000 else "{:.1e}"),
         "-" if agreement is None else f"{agreement:.1%}",
         str(sum(choice["ties"] for choice in stage["choices"])) if stage["choices"] else "-",
         *(_relative(stage[path]) for path in ("isolated", "accumulated", "accumulated_baseline")),
