@@ -101,6 +101,19 @@ def _shared(folder: Path):
     return pickle.loads(path.read_bytes()) if path.exists() else None
 
 
+def _lines(report, place: tuple[str, str]) -> list[str]:
+    """Where in the candidate's own code a cell goes wrong: `after file:line, at file:line: sentence`."""
+    from .gate.results import where
+
+    found = []
+    for one in report.lines:
+        after = [f"after {where(one.after.file, one.after.line)}"] if one.kind == "between" and one.after else []
+        at = [f"at {where(one.at.file, one.at.line)}"] if one.at else []
+        if (one.mechanism, one.schedule) == place:
+            found.append(": ".join(filter(None, [", ".join([*after, *at]), one.sentence])))
+    return found
+
+
 class CellFailed(Exception):
     """A cell that is red; its message is the cell's sentence."""
 
@@ -195,7 +208,8 @@ class CellItem(pytest.Item):
         if cell.verdict is not Verdict.PARITY:
             defects = f"\nThis is how {', '.join(cell.explained_by)} behaves." if cell.explained_by else ""
             because = f"\nIt may only follow from {', '.join(cell.because)}." if cell.because else ""
-            raise CellFailed(f"{cell.sentence}{defects}{because}\nagain: {report.reproduce}")
+            lines = "".join(f"\nIn its own code: {said}" for said in _lines(report, self.place))
+            raise CellFailed(f"{cell.sentence}{defects}{because}{lines}\nagain: {report.reproduce}")
 
     def repr_failure(self, excinfo: pytest.ExceptionInfo, style=None):
         if isinstance(excinfo.value, CellFailed):

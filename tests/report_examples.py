@@ -2,7 +2,18 @@
 
 import json
 
-from parity.gate.results import Candidate, Cell, Deviation, Diagnosis, Gap, GateReport, LayerError, Mechanism
+from parity.gate.results import (
+    Candidate,
+    Cell,
+    Deviation,
+    Diagnosis,
+    Gap,
+    GateReport,
+    LayerError,
+    Mechanism,
+    Place,
+    WrongLine,
+)
 from parity.results import Verdict
 
 SCHEDULES = ["oneshot", "cached", "decode", "chunks", "batch"]
@@ -75,6 +86,44 @@ def layers():
     ]
 
 
+def wrong_lines():
+    """An answer of each kind."""
+    file = "mlx_lm/models/deepseek_v4.py"
+    mixing = [
+        "        comb = self.comb(flat)",
+        "",
+        "        y = mx.einsum(",
+        '            "btji,btjd->btid", comb, streams[:self.n:])',
+        "        return y + post[..., None] * x",
+    ]
+    scores = ["    scores = q @ k.swapaxes(-1, -2)", "    mask = self.mask(q, k)", "    if self.sink is not None:"]
+    sink = ["    if self.sink is not None:", "        scores += self.sink", "    return mx.softmax(scores) @ v"]
+    return [
+        WrongLine(
+            "line",
+            "hc.post",
+            "oneshot",
+            "all that it reads is right, and `y` is what D016 makes of it",
+            ["D016"],
+            at=Place(file, 101, 102, "HyperConnection.post", 99, mixing),
+            gives="y",
+            inputs_right=True,
+            expected=[-1.5, 0.25, 2.0],
+            got=[-1.75, 0.125, 3.5],
+        ),
+        WrongLine(
+            "between",
+            "attention.sink",
+            "oneshot",
+            "`scores` is the last value that is right, `return` the first that is not; no defect is named",
+            at=Place(file, 215, 215, "Attention.core", 213, sink),
+            after=Place(file, 211, 211, "Attention.core", 211, scores),
+            gives="return",
+        ),
+        WrongLine("not seen", "model.flash", "oneshot", "every value that its lines give is right"),
+    ]
+
+
 def diverging():
     """A known defect (hc.post and what stands on it), an unknown one (sink), a crash and a gap."""
     cells = {(item.mechanism, item.schedule): item for item in green_cells()}
@@ -124,6 +173,7 @@ def diverging():
         ],
         notes=["The shared expert is clamped, as in the current revision."],
         layers=layers(),
+        lines=wrong_lines(),
     )
 
 
@@ -168,6 +218,17 @@ def hostile():
     found.notes = [HOSTILE, "x" * 100_000]
     for item in found.layers:
         item.module = HOSTILE
+    for item in found.lines:
+        item.sentence = item.gives = HOSTILE
+        for at in filter(None, (item.at, item.after)):
+            at.file, at.function = f"{HOSTILE}.py", HOSTILE
+            at.text = [
+                HOSTILE,
+                "```",
+                "</code></pre></script><script>alert(1)</script>",
+                "[/red] x[:key:]\n~~~",
+                "y" * 999,
+            ]
     return found
 
 

@@ -239,13 +239,17 @@ def test_an_untransposed_matrix_is_found_and_named_and_shown(judged, few, monkey
 
     line = 1 + Path(wrong).read_text().splitlines().index("class Model(Base):")
     assert (report["candidate"]["source"], report["candidate"]["line"]) == (wrong, line)
-    place = {"artifactLocation": {"uri": "candidates/mixes_untransposed.py"}, "region": {"startLine": line}}
+    wrong_line = 1 + Path(wrong).read_text().splitlines().index("    mixed = comb @ norm.wide(streams)")
+    (found,) = report["lines"]
+    assert (found["kind"], found["defects"], found["at"]["line"]) == ("line", ["D016"], wrong_line)
+    place = {"uri": "candidates/mixes_untransposed.py"}, (wrong_line, wrong_line)
     results = json.loads(log.read_text())["runs"][0]["results"]
     assert [(result["ruleId"], result["level"]) for result in results] == [("D016", "error")]
-    assert results[0]["locations"] == [{"physicalLocation": place}]
+    (at,) = (one["physicalLocation"] for one in results[0]["locations"])
+    assert (at["artifactLocation"], (at["region"]["startLine"], at["region"]["endLine"])) == place
 
     assert str(folder) in " ".join(report["notes"])
-    assert len((folder / "show.py").read_text().splitlines()) <= 40
+    assert len((folder / "show.py").read_text().splitlines()) <= 65
     case = json.loads((folder / "case.json").read_text())
     assert (case["mechanism"], case["schedule"]) == ("hc.comb", "oneshot")
     errors, limit = shown(folder, wrong, tmp_path)
@@ -271,7 +275,7 @@ def shown(folder, port, elsewhere):
         timeout=120,
     )
     assert done.returncode == 0, done.stderr
-    *lines, last = done.stdout.splitlines()
+    *lines, last = [line for line in done.stdout.splitlines() if line.startswith(("row ", "limit: "))]
     limit = float(last.removeprefix("limit: ").partition(" ")[0])
     errors = [float(line.partition("largest error ")[2].partition(" ")[0]) for line in lines]
     assert [line.endswith("<--") for line in lines] == [error > limit for error in errors]

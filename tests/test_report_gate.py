@@ -41,7 +41,7 @@ def test_schema_describes_every_field_and_admits_no_other():
                 walk(value)
 
     walk(schema)
-    assert len(objects) == 11
+    assert len(objects) == 13
     for node in objects:
         assert node["additionalProperties"] is False
         assert set(node["required"]) == set(node["properties"])

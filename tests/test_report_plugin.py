@@ -10,7 +10,7 @@ import pytest
 from parity.errors import BadInput
 from parity.gate.lives import CACHES, LIVES
 from parity.gate.probes import of_profile
-from parity.gate.results import Candidate, Cell, Diagnosis, GateReport
+from parity.gate.results import Candidate, Cell, Diagnosis, GateReport, Place, WrongLine
 from parity.jobs.gate_command import Asked
 from parity.results import Verdict
 
@@ -28,9 +28,9 @@ SPECIAL = {
 def judged(places=PLACES):
     cells = [Cell(*place, *SPECIAL.get(place, (Verdict.PARITY, ""))) for place in places]
     diagnosis = [Diagnosis(["D016"], ["mixing"], "This port mixes by comb.", ["y = comb.T @ x"])]
-    return GateReport(
-        Candidate(CANDIDATE, "module"), "quick", 0, Verdict.DIVERGES, "It diverges.", cells=cells, diagnosis=diagnosis
-    )
+    lines = [WrongLine("line", *PLACES[1], "`y` is what D016 makes of it", at=Place("v4.py", 101, 102, "post"))]
+    report = GateReport(Candidate(CANDIDATE, "module"), "quick", 0, Verdict.DIVERGES, "It diverges.", cells=cells)
+    return dataclasses.replace(report, diagnosis=diagnosis, lines=lines)
 
 
 @pytest.fixture
@@ -63,6 +63,7 @@ def test_every_cell_is_a_test_and_the_gate_runs_once(pytester, judge):
         assert f"{mechanism}[{schedule}]" in text or sentence == "takes one row at a time"
     assert "This port mixes by comb." in text
     assert "it should read: y = comb.T @ x" in text
+    assert text.count("In its own code: at v4.py:101: `y` is what D016 makes of it\n") == 1
     assert "Traceback" not in text
 
 

@@ -114,6 +114,8 @@ def test_sarif_points_at_the_class(tmp_path):
         assert rules[result["ruleIndex"]] == result["ruleId"]
         levels[result["ruleId"]] = result["level"]
         place = result["locations"][0]["physicalLocation"]
+        if "partialFingerprints" in result:  # its own line is known: tests/test_lines_shown.py
+            continue
         assert place == {
             "artifactLocation": {"uri": "mlx_lm/models/deepseek_v4.py"},
             "region": {"startLine": 412},
@@ -136,6 +138,7 @@ def test_sarif_points_at_the_class(tmp_path):
 def test_sarif_uris(tmp_path, source, uri):
     content = examples.document("diverging")
     content["candidate"]["source"] = source.format(folder=tmp_path)
+    content["lines"] = []
     results = sarif.log(content, tmp_path)["runs"][0]["results"]
     found = {result["locations"][0]["physicalLocation"]["artifactLocation"]["uri"] for result in results}
     assert found == {uri.format(parent=tmp_path.parent)}

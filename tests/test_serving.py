@@ -170,7 +170,7 @@ def test_prompt_cache_on_disk(loaded, greedy, tmp_path, length):
 # --- batches -----------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("batch", [1, pytest.param(3, marks=pytest.mark.slow), 8])
+@pytest.mark.parametrize("batch", [1, 3, pytest.param(8, marks=pytest.mark.slow)])
 @pytest.mark.parametrize("step", [7, pytest.param(2048, marks=pytest.mark.slow)])
 def test_batch_generate(loaded, greedy, batch, step):
     model, tokenizer = loaded

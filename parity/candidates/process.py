@@ -56,15 +56,9 @@ LONGEST_ANSWER = 1 << 20  # bytes
 WAITING = 4
 COMPILING = 5  # times as long as usual: the first call runs a compiler for each kernel
 SLACK = 64 << 20  # bytes that a file of logits may have beyond what was asked: a wrong shape is judged, not refused
-MOST_TAPS = 100_000
+MOST_TAPS, MOST_WATCHED = 100_000, 1 << 31  # bytes of what its lines computed
 FOLDER_GONE = "The candidate took away the folder that its process works in."
 UNREADABLE = "The candidate's process answered nothing that can be read {doing}."
-
-
-def can_compile() -> bool:
-    """Whether mx.compile works here: MLX compiles CPU kernels with g++ and fails where there is none, which would not
-    be the port's fault."""
-    return "MLX_DISABLE_COMPILE" not in os.environ and (sys.platform != "linux" or shutil.which("g++") is not None)
 
 
 class Process:
@@ -151,17 +145,31 @@ class Process:
     def taps(self, ids) -> list[dict[str, object]]:
         """Of a one-shot run of ids [B, T]: path, kind (its class) and array of each module's output, in order."""
         self._ready()
-        out = self._place("taps")
-        given = self._write(ids)
-        self._ask({"do": "taps", "ids": str(given), "out": str(out)}, "while its modules were recorded")
+        request = {"do": "taps", "ids": str(self._write(ids))}
+        return self._recorded(request, "while its modules were recorded", self._taps)
+
+    def lines(self, folder: Path, run: Callable, *asked) -> told.Watched:
+        """What the port's own lines compute while it loads a checkpoint and runs; `run` is `run` or `mtp`."""
+        self._ready()
+        self._ask({"do": "watch_lines"}, "before its lines were watched")
+        self.load(folder)
+        run(*asked)
+        values = lambda out: self._array(out / "values.npy", MOST_WATCHED)  # noqa: E731
+        read = lambda index, out: told.watched(index, values(out))  # noqa: E731
+        return self._recorded({"do": "lines"}, "while its lines were watched", read)
+
+    def _taps(self, index: list, out: Path) -> list[dict[str, object]]:
+        array = lambda one: self._array(out / one["file"], SLACK)  # noqa: E731
+        return [{"path": str(one["path"]), "kind": str(one["class"]), "array": array(one)} for one in index[:MOST_TAPS]]
+
+    def _recorded(self, request: dict, doing: str, read: Callable):
+        """What `read` makes of the index and the folder that the candidate's process has written."""
+        out = self._place(request["do"])
+        self._ask(request | {"out": str(out)}, doing)
         try:
-            index = json.loads(untrusted.content(out / "index.json", self.work, SLACK))
-            return [
-                {"path": str(one["path"]), "kind": str(one["class"]), "array": self._array(out / one["file"], SLACK)}
-                for one in index[:MOST_TAPS]
-            ]
-        except (ValueError, TypeError, KeyError, RecursionError) as error:
-            raise self._unreadable("while its modules were recorded") from error
+            return read(json.loads(untrusted.content(out / "index.json", self.work, SLACK)), out)
+        except (ValueError, TypeError, LookupError, AttributeError, RecursionError, OverflowError) as error:
+            raise self._unreadable(doing) from error
         finally:
             shutil.rmtree(out, ignore_errors=True)
 
@@ -317,18 +325,11 @@ class Process:
 
     def _last_words(self) -> str:
         """How a process that closed its pipe ended."""
-        child = self.child
         with contextlib.suppress(subprocess.TimeoutExpired):
-            child.wait(1)
-        code = child.poll()
+            self.child.wait(1)
+        code = self.child.poll()
         self._end()
-        if code is None:
-            return "closed the pipe of its answers"
-        if code >= 0:
-            return f"ended its process with os._exit({code}) or the like"
-        name = signal.Signals(-code).name
-        words = {"SIGSEGV": "segfaulted", "SIGABRT": "aborted", "SIGKILL": "was killed"}
-        return f"{words.get(name, 'was ended by a signal')} (signal {name})"
+        return told.last_words(code)
 
     def _unreadable(self, doing: str) -> Died:
         self._end()

@@ -1,10 +1,12 @@
-"""The environment variables of a candidate's process: no secrets, no network, nothing outside its folder."""
+"""What a candidate's process finds around it: no secrets, no network, only its own folder, perhaps a compiler."""
 
 from __future__ import annotations
 
 import os
 import re
+import shutil
 import site
+import sys
 from pathlib import Path
 
 SECRET = re.compile(r"TOKEN|SECRET|PASSWORD|CREDENTIAL|_KEY$", re.IGNORECASE)
@@ -33,3 +35,9 @@ def variables(folder: Path, answers: int, memory: int) -> dict[str, str]:
             "PARITY_MEMORY": str(memory),
         }
     )
+
+
+def can_compile() -> bool:
+    """Whether mx.compile works here: MLX compiles CPU kernels with g++ and fails where there is none, which would not
+    be the port's fault."""
+    return "MLX_DISABLE_COMPILE" not in os.environ and (sys.platform != "linux" or shutil.which("g++") is not None)

@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+import math
 import re
+import signal
 from dataclasses import dataclass
 from pathlib import Path
+
+import numpy as np
 
 from ..errors import BadEnvironment
 from . import mending
@@ -21,6 +25,7 @@ from .adapters.problems import (
     WroteOutside,
 )
 from .pip_names import with_pip_names
+from .watching import Bound, Call, Event, Step
 
 GIB = 1 << 30
 NO_MEMORY = re.compile(r"bad_alloc|unable to allocate|can't allocate memory|maximum allowed buffer size", re.IGNORECASE)
@@ -76,6 +81,70 @@ class Lives:
     broken: tuple[str, str, bool] | None
     suspect: tuple[list[int], float] | None = None
     script: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
+class Watched:
+    """What a port's own lines computed in a run, in order of time. masks: places of boolean values. full: there was
+    more than could be kept."""
+
+    values: list[np.ndarray]
+    steps: list[Step]
+    calls: list[Call]
+    events: list[Event]
+    bound: list[Bound]
+    masks: set[int]
+    full: bool
+
+
+def watched(index: dict, flat: np.ndarray) -> Watched:
+    """What `watching.Watch.told` wrote. Raises KeyError and the like where it is something else."""
+    values, start = [], 0
+    if flat.ndim != 1:
+        raise ValueError("values that do not lie end to end")
+    for shape in index["shapes"]:
+        size = math.prod(int(side) for side in shape)
+        if not 0 <= size <= len(flat) - start:
+            raise ValueError("a value that is not there")
+        values.append(flat[start : start + size])
+        start += size
+    among = lambda rows: lambda one: range(len(rows))[int(one)]  # noqa: E731 # an IndexError for a place that is none
+    value, step, call = among(values), among(index["steps"]), among(index["calls"])
+    numbers = lambda found: [(str(text), float(number)) for text, number in found]  # noqa: E731
+    reads = lambda found: [(str(text), value(at)) for text, at in found]  # noqa: E731
+    return Watched(
+        values,
+        [
+            Step(
+                str(file),
+                int(line),
+                int(end),
+                str(name),
+                call(at),
+                reads(seen),
+                numbers(plain),
+                [*map(str, small)],
+                [*map(int, under)],
+            )
+            for file, line, end, name, at, seen, plain, small, under in index["steps"]
+        ],
+        [Call([*map(value, seen)], [*map(float, plain)]) for seen, plain in index["calls"]],
+        [Event(step(at), str(name), value(given), [*map(step, outer)]) for at, name, given, outer in index["events"]],
+        [Bound(step(at), str(name), float(number)) for at, name, number in index["bound"]],
+        {value(one) for one in index["masks"]},
+        bool(index["full"]),
+    )
+
+
+def last_words(code: int | None) -> str:
+    """How a process ended that closed its pipe, by its exit code."""
+    if code is None:
+        return "closed the pipe of its answers"
+    if code >= 0:
+        return f"ended its process with os._exit({code}) or the like"
+    name = signal.Signals(-code).name
+    words = {"SIGSEGV": "segfaulted", "SIGABRT": "aborted", "SIGKILL": "was killed"}
+    return f"{words.get(name, 'was ended by a signal')} (signal {name})"
 
 
 def lives(answer: dict[str, object]) -> Lives:

@@ -5,6 +5,7 @@ Whatever the candidate prints goes to the log; answers go through a pipe of thei
 
 from __future__ import annotations
 
+import contextlib
 import inspect
 import json
 import os
@@ -38,29 +39,32 @@ class Worker:
     """Carries out requests, one method each."""
 
     def __init__(self):
-        self.port = None
+        self.port, self.file, self.watch = None, None, None
 
     def start(self, candidate: dict[str, str], supplied: list[tuple[str, str]]) -> dict[str, object]:
         if supplied:
             mending.supply(supplied)
         self.target = Target(**candidate)
         port = load_adapter(self.target)
-        model_class = port.start()
-        self.port = port
-        return {"kind": self.target.kind, **where_is(model_class), "versions": versions()} | {
+        found = where_is(port.start())
+        self.port, self.file = port, found["file"]
+        return {"kind": self.target.kind, **found, "versions": versions()} | {
             "mtp": port.mtp_offered,
             "taps": port.taps_tree,
         }
 
     def load(self, folder: str) -> dict[str, object]:
-        self.port.load(Path(folder))
+        with self._watching():
+            self.port.load(Path(folder))
         return {}
 
     def run(self, ids: str, calls: list[int], cached: bool, out: str, schedule: str) -> dict[str, object]:
-        return save(out, *self.port.run(read(ids), calls, cached))
+        with self._watching():
+            return save(out, *self.port.run(read(ids), calls, cached))
 
     def mtp(self, ids: str, calls: list[int], cached: bool, out: str, schedule: str) -> dict[str, object]:
-        return save(out, *self.port.mtp(read(ids), calls, cached))
+        with self._watching():
+            return save(out, *self.port.mtp(read(ids), calls, cached))
 
     def compile(self, on: bool) -> dict[str, object]:
         if self.port.taps_tree == "mlx":
@@ -123,6 +127,29 @@ class Worker:
             index.append({"path": path, "class": kind, "shape": list(value.shape), "file": f"{number}.npy"})
         (folder / "index.json").write_text(json.dumps(index))
         return {}
+
+    def watch_lines(self) -> dict[str, object]:
+        """From now on the port's own lines are watched."""
+        from .watching import Watch, own_files
+
+        if self.file is None:
+            raise NotOffered("Nobody knows the file of the candidate's model class.")
+        self.watch = Watch(own_files(self.file))
+        return {}
+
+    def lines(self, out: str) -> dict[str, object]:
+        """What they computed."""
+        import numpy as np
+
+        (flat, index), self.watch = self.watch.told(), None
+        folder = Path(out)
+        folder.mkdir()
+        np.save(folder / "values.npy", flat)
+        (folder / "index.json").write_text(json.dumps(index))
+        return {}
+
+    def _watching(self):
+        return contextlib.nullcontext() if self.watch is None else self.watch.watching()
 
 
 def read(path: str):

@@ -19,10 +19,10 @@ from ..candidates.adapters.problems import CandidateProblem
 from ..candidates.mending import source_of
 from ..errors import BadInput
 from ..lives.script import HELPERS, IMPORTS
-from ..results import Verdict
+from ..results import Verdict, plain
 from .families import Family
 from .matrix import Engine, ends_of, judge
-from .results import Candidate, Cell
+from .results import Candidate, Cell, WrongLine
 
 LOADING = {
     "dsv4_mlx": "import dsv4_mlx\nmodel = dsv4_mlx.load(here / 'checkpoint')",
@@ -72,17 +72,45 @@ import numpy as np
 case = json.loads((here / "case.json").read_text())
 ids, expected = np.load(here / "ids.npy"), np.load(here / "expected.npy")
 {feeding}
-got, start = [], 0
+{watching}got, start = [], 0
 for tokens in case["calls"]:
     y = feed(ids[:, start : start + tokens{further}])
     got.append({reading})
     start += tokens
-error = np.abs(np.concatenate(got, 1) - expected).max(-1)
+{unwatched}error = np.abs(np.concatenate(got, 1) - expected).max(-1)
 for row, errors in enumerate(error):
     for token, worst in enumerate(errors):
         print(f"row {{row}} token {{token}}: largest error {{worst:.2e}}" + " <--" * bool(worst > case["limit"]))
 print(f"limit: {{case['limit']:.2e}} (what rounding explains)")
 '''
+TELLING = {"mlx": "np.array(value.astype(mx.float32))", "hf": "value.detach().float().numpy()"}
+WATCHING = """import sys
+wrong, told = case["wrong"], []
+at = f"{{wrong['file']}}:{{wrong['line']}}"
+def tell(value):
+    try:
+        numbers = np.sort({telling}.ravel())
+    except Exception:  # no array, or one that mx.compile has not computed yet
+        return
+    few = numbers[np.linspace(0, numbers.size - 1, len(wrong["expected"]) or 5).round().astype(int)]
+    told.append(at)
+    print(f"{{at}} {{wrong['gives']}} {{tuple(value.shape)}}:", *[f"{{one:.4g}}" for one in few])
+    if wrong["expected"]:
+        print("expected there in the gate's own run, of more tokens perhaps:", *wrong["expected"])
+def trace(frame, event, argument):
+    code, ran = frame.f_code, []
+    if told or code.co_qualname != wrong["function"] or os.path.realpath(code.co_filename) != wrong["file"]:
+        return None
+    def step(frame, event, argument):
+        if ran and not told and (event == "return" or not wrong["line"] <= frame.f_lineno <= wrong["end"]):
+            returned = wrong["gives"] == "return" and event == "return"
+            tell(argument if returned else frame.f_locals.get(wrong["gives"]))
+        if event == "line" and frame.f_lineno == wrong["line"]:
+            ran.append(True)
+        return step
+    return step
+sys.settrace(trace)
+"""
 LIFE = '''"""{sentence}
 Usage: python life.py{argument}
 """
@@ -98,8 +126,13 @@ here = pathlib.Path(__file__).resolve().parent
 ARGUMENT = " [PATH/TO/THE/MODEL/FILE.py]"
 
 
-def write(candidate: Candidate, engine: Engine, family: Family, cell: Cell, folder: Path) -> Path:
-    """Shrink the case of a red cell and write it. Raises BadInput where the folder cannot be written."""
+def write(
+    candidate: Candidate, engine: Engine, family: Family, cell: Cell, folder: Path, wrong: WrongLine | None = None
+) -> Path:
+    """Shrink the case of a red cell and write it. Raises BadInput where the folder cannot be written.
+
+    wrong: the line of the candidate's that the script shows the value of (`wrong_line`).
+    """
     calls = family.probe.calls_of(cell.schedule)
     with tempfile.TemporaryDirectory(prefix="parity-", ignore_cleanup_errors=True) as scratch:
         engine.load(family.write(Path(scratch, "checkpoint")))
@@ -123,8 +156,12 @@ def write(candidate: Candidate, engine: Engine, family: Family, cell: Cell, fold
             "limit": cell.limit_max,
             "sentence": cell.sentence,
         }
+        watched = _watched(wrong)
+        if watched:
+            case["wrong"] = watched
         (temporary / "case.json").write_text(json.dumps(case, indent=1) + "\n", encoding="utf-8")
-        (temporary / "show.py").write_text(script(candidate, family, cell, tokens, supplied), encoding="utf-8")
+        text = script(candidate, family, cell, tokens, supplied, watching=bool(watched))
+        (temporary / "show.py").write_text(text, encoding="utf-8")
         temporary.rename(folder)
     except OSError as error:
         shutil.rmtree(temporary, ignore_errors=True)
@@ -204,9 +241,31 @@ def _first(calls: tuple[int, ...], tokens: int) -> tuple[int, ...]:
     return tuple(taken)
 
 
-def script(candidate: Candidate, family: Family, cell: Cell, tokens: int, supplied: Iterable[str] = ()) -> str:
+def wrong_line(lines: Iterable[WrongLine], cell: Cell) -> WrongLine | None:
+    """Of a report's answers the one on this cell's mechanism that says most: a line, then between two; this schedule
+    first. None where there is neither."""
+    found = [one for one in lines if one.mechanism == cell.mechanism and _watched(one)]
+    return min(found, key=lambda one: (one.kind != "line", one.schedule != cell.schedule), default=None)
+
+
+def _watched(wrong: WrongLine | None) -> dict | None:
+    """What the script needs to know of it, where it names a statement and what that gives."""
+    if wrong is None or wrong.kind == "not seen" or wrong.at is None or not wrong.gives:
+        return None
+    at = {"file": os.path.realpath(wrong.at.file), "line": wrong.at.line, "end": wrong.at.end}
+    return at | {"function": wrong.at.function, "gives": wrong.gives, "expected": plain(wrong.expected)}
+
+
+def script(
+    candidate: Candidate,
+    family: Family,
+    cell: Cell,
+    tokens: int,
+    supplied: Iterable[str] = (),
+    watching: bool = False,
+) -> str:
     """show.py: loads the checkpoint with the port's own package and prints the error of each token. `supplied` are
-    names of `typing` and the like that the port lacks."""
+    names of `typing` and the like that the port lacks. watching: whether it shows the value at the case's line too."""
     kind = "hf" if candidate.kind == "hf" else "mlx"
     mtp = family.probe.mtp
     return SCRIPT.format(
@@ -215,6 +274,8 @@ def script(candidate: Candidate, family: Family, cell: Cell, tokens: int, suppli
         imports="" if kind == "hf" else "import mlx.core as mx\n",
         loading=_loading(candidate, supplied),
         feeding=FEEDING["mtp" if mtp else kind],
+        watching=WATCHING.format(telling=TELLING[kind]) if watching else "",
+        unwatched="sys.settrace(None)\n" if watching else "",
         further=" + 1" if mtp else "",
         reading=READING[kind],
     )

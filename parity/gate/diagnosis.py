@@ -324,12 +324,18 @@ class Diagnoser:
         return hypothesis
 
 
-def patched_logits(family: Family, schedule: str, defects: list[Defect], dtype: str = "float64") -> Tensor:
-    """The reference's logits with these defects under a schedule, [rows, tokens, V]."""
+def patched_logits(
+    family: Family,
+    schedule: str,
+    defects: list[Defect],
+    dtype: str = "float64",
+    calls: tuple[int, ...] | None = None,
+) -> Tensor:
+    """The reference's logits with these defects under a schedule, or of its first `calls`, [rows, tokens, V]."""
     probe, ids = family.probe, family.ids[: family.rows(schedule)]
     with applied([one for one in defects if not one.condition], "reference_torch"), torch.no_grad():
         model = family.side(dtype).model
-    calls = () if schedule == "oneshot" and not probe.calls else probe.calls_of(schedule)
+    calls = () if schedule == "oneshot" and not probe.calls else calls or probe.calls_of(schedule)
     asked = calls_of(probe, schedule, len(ids))
     at_work = lambda index: applied(active(defects, asked[index]), "reference_torch")  # noqa: E731
     with torch.no_grad():

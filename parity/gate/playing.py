@@ -33,7 +33,9 @@ from ..candidates.adapters.problems import (
 from ..errors import BadInput
 from .probes import PROFILES, registry
 from .recording import ARRAYS, NAMES, SCHEMA, checkpoint_hash, hash_of, question, question_of
+from .results import Place, WrongLine
 
+KINDS_OF_LINE = ("line", "between", "not seen")
 LARGEST = 1 << 32  # bytes of arrays
 LARGEST_MANIFEST = 1 << 28
 LONGEST = 100_000  # characters of a text; a candidate's message has 300
@@ -82,6 +84,7 @@ class Player:
         self.compiles = _is(manifest["compiles"], bool)
         self.environment = _is(manifest["environment"], dict)
         self.mended = [_text(note) for note in _list(manifest.get("mended", []))]  # older recordings lack it
+        self.found = [_wrong_line(one) for one in _list(manifest.get("lines", []))]  # older recordings lack it
         (start,) = _list(manifest["start"])
         self.start = _problem(start) if "problem" in start else None
         self.facts = {} if self.start else _facts(start["facts"])
@@ -111,6 +114,13 @@ class Player:
             return self.mended
         said = [", ".join(f"{name} {one[name]}" for name in other) for one in (then, now)]
         return [*self.mended, f"The recording was made with {said[0]}; it is judged with {said[1]}."]
+
+    def wrong_line(self, mechanism: str, schedule: str, defects: list[str]) -> WrongLine:
+        """What was found when the candidate was recorded; its lines do not run any more."""
+        asked = mechanism, schedule, defects
+        said = "the recording does not hold what its lines computed"
+        unseen = WrongLine("not seen", mechanism, schedule, said, defects)
+        return next((one for one in self.found if (one.mechanism, one.schedule, one.defects) == asked), unseen)
 
     def __enter__(self) -> Player:
         if self.start is not None:
@@ -269,6 +279,23 @@ def _one_of(value: object, known) -> str:
     if not isinstance(value, str) or value not in known:
         raise ValueError(f"{str(value)[:40]!r} where one of {', '.join(known)} belongs")
     return value
+
+
+def _wrong_line(value: dict) -> WrongLine:
+    texts = [_text(value[name]) for name in ("kind", "mechanism", "schedule", "sentence")]
+    places = [_place(value[name]) for name in ("at", "after")]
+    numbers = [[float(one) for one in _list(value[name])] for name in ("expected", "got")]
+    defects = [_text(one) for one in _list(value["defects"])]
+    _one_of(texts[0], KINDS_OF_LINE)
+    return WrongLine(*texts, defects, *places, _text(value["gives"]), _is(value["inputs_right"], bool), *numbers)
+
+
+def _place(value: dict | None) -> Place | None:
+    if value is None:
+        return None
+    lines = [_text(one) for one in _list(value["text"])]
+    line, end, first = (_whole(value[name]) for name in ("line", "end", "first"))
+    return Place(_text(value["file"]), line, end, _text(value["function"]), first, lines)
 
 
 # --- the files ---------------------------------------------------------------------------------------------------

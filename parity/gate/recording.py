@@ -24,8 +24,10 @@ from safetensors.numpy import save
 from ..candidates import told
 from ..candidates.adapters import RECORDING as MANIFEST
 from ..candidates.adapters.problems import CandidateProblem, MissingImports
-from ..candidates.process import Process, can_compile
+from ..candidates.process import Process
+from ..candidates.surroundings import can_compile
 from ..errors import BadInput
+from ..results import plain
 from .results import GateReport
 
 SCHEMA = "dsv4-parity/recording/1"
@@ -95,6 +97,10 @@ class Recorder:
         given = lambda taps: {"taps": [[tap["path"], tap["kind"], self._array(tap["array"])] for tap in taps]}  # noqa: E731
         return self._keep(question("taps", self.checkpoint, "", [hash_of(ids)]), lambda: self.engine.taps(ids), given)
 
+    def lines(self, folder: Path, run: Callable, *asked) -> told.Watched:
+        """As Process.lines. What was found in it is kept, as part of the report."""
+        return self.engine.lines(folder, getattr(self.engine, run.__name__), *asked)
+
     @contextlib.contextmanager
     def compiled(self) -> Iterator[None]:
         """As Process.compiled."""
@@ -132,6 +138,7 @@ class Recorder:
             "environment": environment,
             "compiles": can_compile(),
             "mended": [*self.mended],
+            "lines": plain(report.lines),
             "start": self.start,
             "probes": self.probes,
             "names_tried": self.tried,

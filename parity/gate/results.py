@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from pathlib import Path
 
 from ..results import Verdict, plain
 
@@ -146,6 +147,53 @@ class KeysSeen:
 
 
 @dataclass
+class Place:
+    """A statement of the candidate's: first and last line, and its text with up to two lines around, from line `first`.
+
+    file: as the candidate's process names it.
+    """
+
+    file: str
+    line: int
+    end: int
+    function: str
+    first: int = 1
+    text: list[str] = field(default_factory=list)
+
+
+def where(file: str, line: int) -> str:
+    """`file:line` in one word, which terminals and editors open; from the current folder where the file is below it."""
+    try:
+        return f"{Path(file).relative_to(Path.cwd())}:{line}"
+    except (OSError, ValueError):  # there is no current folder any more; it is not below it
+        return f"{file}:{line}"
+
+
+@dataclass
+class WrongLine:
+    """Where in the candidate's own code a red mechanism goes wrong.
+
+    kind: "line" (the statement `at` gives what the named defects make of right values, or is where they are put
+    together), "between" (`after` gives the last right value, `at` the first that is not), or "not seen", where there is
+    neither and the sentence says why. defects: what it is about; empty where none is named. gives: what `at` binds.
+    inputs_right: whether every value that `at` reads is the reference's, the strongest form. expected, got: a few
+    numbers of that value, in order of size, where both are known.
+    """
+
+    kind: str
+    mechanism: str
+    schedule: str
+    sentence: str
+    defects: list[str] = field(default_factory=list)
+    at: Place | None = None
+    after: Place | None = None
+    gives: str = ""
+    inputs_right: bool = False
+    expected: list[float] = field(default_factory=list)
+    got: list[float] = field(default_factory=list)
+
+
+@dataclass
 class Candidate:
     """Who was judged. `source` is the file of its model class and `line` where the class stands, where known."""
 
@@ -177,6 +225,7 @@ class GateReport:
     loading: list[Loading] = field(default_factory=list)
     layers: list[LayerError] = field(default_factory=list)
     keys: list[KeysSeen] = field(default_factory=list)
+    lines: list[WrongLine] = field(default_factory=list)
     reproduce: str = ""
     clock: dict = field(default_factory=dict)
 

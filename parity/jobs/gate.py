@@ -9,7 +9,8 @@ from dataclasses import replace
 from pathlib import Path
 
 from ..candidates.adapters import resolve
-from ..candidates.process import CandidateProblem, MissingImports, Process, can_compile
+from ..candidates.process import CandidateProblem, MissingImports, Process
+from ..candidates.surroundings import can_compile
 from ..environment import check_environment
 from ..errors import BadInput
 from ..gate import bundle, confirm, keys, loading, playing
@@ -24,6 +25,7 @@ from ..gate.matrix import judge as judge_logits
 from ..gate.probes import SCHEDULES, Probe, needed, of_profile
 from ..gate.recording import Recorder
 from ..gate.results import Candidate, Cell, Gap, GateReport, Mechanism
+from ..lines.locating import Locator, findings
 from ..results import Verdict
 from .gate_command import Asked
 from .gate_verdict import conclude, follow_on, gaps_of, set_apart
@@ -146,6 +148,7 @@ def _judge(
         report.clock["diagnosis_s"] = round(time.monotonic() - began, 2)
         follow_on(report, hypothesis)
         _look_inside(engine, families, red[0], scratch, report)
+        _find_lines(engine, families, report, diagnoser, scratch, progress)
         began = time.monotonic()
         report.keys = keys.first_picture(families, matrix)
         report.clock["keys_s"] = round(time.monotonic() - began, 2)
@@ -157,6 +160,28 @@ def _judge(
         report.clock["compiled_s"] = round(time.monotonic() - began, 2)
     conclude(report, asked.names)
     return families
+
+
+def _find_lines(
+    engine: Engine,
+    families: dict[str, Family],
+    report: GateReport,
+    diagnoser: Diagnoser,
+    scratch: Path,
+    progress: Progress,
+) -> None:
+    """Where in its own code each finding is."""
+    began = time.monotonic()
+    asked = findings(report.cells, report.diagnosis, families)
+    if isinstance(engine, playing.Player):
+        report.lines = [engine.wrong_line(one.cell.mechanism, one.cell.schedule, one.defects) for one in asked]
+        return
+    if asked:
+        progress("looking for the lines")
+    known = diagnoser.known | diagnoser.conditional
+    locator = Locator(engine, families, known, scratch / "checkpoint" / "lines")
+    report.lines = [locator.locate(one) for one in asked]
+    report.clock["lines_s"] = round(time.monotonic() - began, 2)
 
 
 def _checkpoint(
@@ -224,7 +249,8 @@ def _write_bundle(
         if cells[0].life:
             bundle.write_life(report.candidate, engine, families[CHECKPOINT], cells[0], folder)
         else:
-            bundle.write(report.candidate, engine, families[cells[0].mechanism], cells[0], folder)
+            wrong = bundle.wrong_line(report.lines, cells[0])
+            bundle.write(report.candidate, engine, families[cells[0].mechanism], cells[0], folder, wrong)
     except (BadInput, CandidateProblem) as problem:  # what the matrix holds stands
         report.notes.append(f"There is no bundle: {problem}")
     else:

@@ -15,28 +15,38 @@ from pathlib import Path
 
 import torch
 
+import dsv4_mlx
+
+from ..candidates import told
 from ..candidates.adapters import Target, load_adapter
 from ..candidates.adapters.problems import Raised
 from ..candidates.containment import die_with_parent
+from ..candidates.watching import Watch
 from ..environment import use_one_thread
 from ..errors import BadInput
 from ..gate.conditions import CONDITIONS, Call, active, named, variants
 from ..gate.defects import Defect, catalogue
-from ..gate.defects.patching import applied
+from ..gate.defects.patching import applied, edited
 from ..gate.diagnosis import Diagnoser, patched_logits
 from ..gate.families import Family
 from ..gate.filling import reference
 from ..gate.matrix import Matrix, judge_probe
 from ..gate.probes import of_profile, registry
+from ..gate.results import Diagnosis
+from ..lines.answers import BETWEEN, UNSEEN
+from ..lines.locating import Locator, findings
+from ..lines.scoring import RIGHT, WRONG, changed, verdict
 from ..results import Verdict
 
 SCHEMA = "dsv4-parity/defects/1"
+MARKS = {RIGHT: "yes", WRONG: "**no**", "": "–"}
 FEW = 20
 
 
 @dataclass
 class DefectResult:
-    """One defect: whether a cell went red, whether the diagnosis named it and nothing else, and by which probe."""
+    """One defect: whether a cell went red, whether the diagnosis named it and nothing else, and by which probe. line:
+    whether the line that it changes was called so (`lines.scoring`)."""
 
     id: str
     title: str
@@ -46,6 +56,7 @@ class DefectResult:
     probe: str | None = None
     schedules: list[str] = field(default_factory=list)
     named: list[str] = field(default_factory=list)
+    line: str = ""
     reason: str = ""
 
 
@@ -64,10 +75,11 @@ class Score:
 
     @property
     def exit_code(self) -> int:
-        """0 where every judged defect was killed and blamed rightly, else 1; 5 where none was judged."""
+        """0 where every judged defect was killed and blamed rightly and no line wrongly, else 1; 5 where none was
+        judged."""
         if not self.judged:
             return Verdict.COVERAGE_GAP.exit_code
-        return int(not all(result.killed and result.blamed_rightly for result in self.judged))
+        return int(not all(r.killed and r.blamed_rightly and r.line != WRONG for r in self.judged))
 
     def to_dict(self) -> dict:
         killed, blamed = self._counts()
@@ -80,6 +92,7 @@ class Score:
             "judged": len(self.judged),
             "killed": killed,
             "blamed_rightly": blamed,
+            "lines": self._lines(),
             "defects": [asdict(result) for result in self.defects],
             "clock": self.clock,
         }
@@ -87,36 +100,41 @@ class Score:
     def _counts(self) -> tuple[int, int]:
         return sum(r.killed for r in self.judged), sum(r.blamed_rightly for r in self.judged)
 
+    def _lines(self) -> dict[str, int]:
+        return {kind: sum(r.line == kind for r in self.judged) for kind in (RIGHT, BETWEEN, UNSEEN, WRONG)}
+
     def summary(self) -> str:
         killed, blamed = self._counts()
+        lines = ", ".join(f"{kind} {count}" for kind, count in self._lines().items())
         rest = len(self.defects) - len(self.judged)
-        return f"{self.profile}: of {len(self.judged)} defects, {killed} killed, {blamed} blamed rightly" + (
-            f"; {rest} cannot be judged here, for the reason in the table." if rest else "."
+        return (
+            f"{self.profile}: of {len(self.judged)} defects, {killed} killed, {blamed} blamed rightly; line: {lines}"
+            + (f"; {rest} cannot be judged here, for the reason in the table." if rest else ".")
         )
 
     def text(self) -> str:
         """For the terminal: what was missed, or all where it is little, then the counts."""
-        shown = [r for r in self.judged if len(self.judged) <= FEW or not (r.killed and r.blamed_rightly)]
+        right = lambda r: r.killed and r.blamed_rightly and r.line != WRONG  # noqa: E731
+        shown = [r for r in self.judged if len(self.judged) <= FEW or not right(r)]
         lines = [
             f"  {r.id}: {'killed' if r.killed else 'survived'}, first red {r.probe} ({', '.join(r.schedules)}), "
-            f"named {', '.join(r.named) or 'nothing'}"
+            f"named {', '.join(r.named) or 'nothing'}, the line: {r.line or 'not looked for'}"
             for r in shown
         ]
         return "\n".join([*lines, self.summary()])
 
     def markdown(self) -> str:
         """The table of the docs."""
-        rows = [
-            f"| {r.id} | {r.title} | {r.mechanism} | "
-            + (
-                f"{_mark(r.killed)} | {_mark(r.blamed_rightly)} | {', '.join(r.schedules)} |"
-                if not r.reason
-                else f"– | – | {r.reason} |"
-            )
-            for r in self.defects
-        ]
-        head = "| id | defect | mechanism | killed | named | red under |\n|---|---|---|---|---|---|"
+        rows = [f"| {r.id} | {r.title} | {r.mechanism} | {_columns(r)} |" for r in self.defects]
+        head = "| id | defect | mechanism | killed | named | line | red under |\n|---|---|---|---|---|---|---|"
         return "\n".join([self.summary(), "", head, *rows]) + "\n"
+
+
+def _columns(result: DefectResult) -> str:
+    if result.reason:
+        return f"– | – | – | {result.reason}"
+    marks = _mark(result.killed), _mark(result.blamed_rightly), MARKS.get(result.line, result.line)
+    return " | ".join([*marks, ", ".join(result.schedules)])
 
 
 def _mark(yes: bool) -> str:
@@ -140,6 +158,17 @@ class Patched:
 
     def mtp(self, schedule: str, ids, calls, cached: bool):
         return self._logits(self.port.mtp, ids, calls, cached)
+
+    def lines(self, folder: Path, run: Callable, *asked) -> told.Watched:
+        """As Process.lines."""
+        texts, package = edited(self.defects, "dsv4_mlx"), Path(dsv4_mlx.__file__).parent
+        source = lambda file: texts.get(Path(file).name) or Path(file).read_text(encoding="utf-8")  # noqa: E731
+        watch = Watch(lambda file: Path(file).parent == package, source)
+        with watch.watching():
+            self.load(folder)
+            run(*asked)
+        flat, index = watch.told()
+        return told.watched(index, flat)
 
     def _logits(self, run: Callable, ids, calls, cached: bool):
         asked = [Call(index, tokens, len(ids), cached) for index, tokens in enumerate(calls)]
@@ -222,7 +251,9 @@ def judged(name: str, profile: str, seed: int) -> DefectResult:
     if result.reason:
         return result
     with tempfile.TemporaryDirectory(prefix="parity-", ignore_cleanup_errors=True) as scratch:
-        diagnoser = judged_until_named(Patched([defect]), profile, seed, Path(scratch))
+        engine = Patched([defect])
+        diagnoser = judged_until_named(engine, profile, seed, Path(scratch))
+        result.line = _line(engine, diagnoser, defect, Path(scratch))
     red = [cell for cell in diagnoser.matrix.cells if cell.verdict in (Verdict.DIVERGES, Verdict.CRASHED)]
     if not red:
         return result
@@ -231,6 +262,20 @@ def judged(name: str, profile: str, seed: int) -> DefectResult:
     result.named = list(diagnoser.beam[0].defects)
     result.blamed_rightly = result.named == [defect.id] and result.probe == defect.mechanism
     return result
+
+
+def _line(engine: Patched, diagnoser: Diagnoser, defect: Defect, scratch: Path) -> str:
+    """Whether the line is found that the defect changes."""
+    explained = list(diagnoser.beam[0].defects)
+    for cell in diagnoser.matrix.cells:
+        if cell.verdict is Verdict.DIVERGES:
+            cell.explained_by = explained
+    found = findings(diagnoser.matrix.cells, [Diagnosis(explained, [], "")], diagnoser.families)
+    if not found:
+        return ""
+    known = diagnoser.known | diagnoser.conditional
+    wrong = Locator(engine, diagnoser.families, known, scratch / "lines").locate(found[0])
+    return verdict(wrong, changed(defect, Path(dsv4_mlx.__file__).parent))
 
 
 def judged_until_named(engine, profile: str, seed: int, scratch: Path) -> Diagnoser:

@@ -66,7 +66,7 @@ def as_now(document: dict) -> dict:
     rows = [{"beyond": ""} | row if isinstance(row, dict) else row for row in _listed(document, "mechanisms")]
     forms = [{"form": "plain"} | one if isinstance(one, dict) else one for one in _listed(document, "loading")]
     cells = [{"life": []} | cell if isinstance(cell, dict) else cell for cell in _listed(document, "cells")]
-    return {"beyond": [], "keys": []} | document | {"mechanisms": rows, "loading": forms, "cells": cells}
+    return {"beyond": [], "keys": [], "lines": []} | document | {"mechanisms": rows, "loading": forms, "cells": cells}
 
 
 def _listed(document: dict, name: str) -> list:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
+from rich.text import Text
 
 from . import keys, view
 
@@ -22,6 +23,7 @@ def show(report_document: dict, console: Console) -> None:
     if view.place(document):
         console.print(f"[dim]{escape(view.place(document))}[/]", soft_wrap=True)
     diagnosis(document, console)
+    wrong_lines(document, console)
     if document["cells"]:
         console.print(matrix(document, console.width))
         for state in view.states_shown(document):
@@ -62,6 +64,22 @@ def diagnosis(document: dict, console: Console) -> None:
             names = escape(", ".join(item["defects"]))
             console.print(f"  {names} reproduces {item['explained']} of {item['red']} red cells")
     console.print()
+
+
+def wrong_lines(document: dict, console: Console) -> None:
+    """Where the candidate's own code goes wrong: the place, its code, the sentence."""
+    for shown in view.wrong_lines(document):
+        # Text, not markup: in code [x] is no colour and :key: no picture. Unwrapped: half a place opens nothing.
+        console.print(Text.assemble("in its own code: ", (shown["of"], "bold")), soft_wrap=True)
+        for at in shown["places"]:
+            console.print(Text(f"  {view.headed(at)}"), soft_wrap=True)
+            colour = COLOURS["parity" if at["word"] == "after" else "diverges"]
+            for (_, _, own), line in zip(at["rows"], view.listing(at["rows"]), strict=True):
+                console.print(Text(f"    {line}", colour if own else "dim"), soft_wrap=True)
+        console.print(Text(f"  {shown['sentence']}"))
+        for name, numbers in shown["numbers"]:
+            console.print(Text(f"  {name}: {numbers}", "dim"))
+        console.print()
 
 
 def matrix(document: dict, width: int) -> Table:

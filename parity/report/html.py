@@ -28,6 +28,7 @@ def page(document: dict) -> str:
         layers=layers(document),
         pictures=keys.pictures(document),
         place=view.place(document),
+        wrong_lines=view.wrong_lines(document),
         loading=view.loading(document),
         beyond=view.findings_beyond(document),
         clock=view.clock(document),

@@ -62,6 +62,10 @@ def details(document: dict, cell: dict) -> list[str]:
         lines.append(f"behaves exactly like the reference with {', '.join(cell['explained_by'])}")
     if cell["because"]:
         lines.append(f"may only follow from {', '.join(cell['because'])}")
+    for shown in view.wrong_lines(document):
+        if shown["cell"] == (cell["mechanism"], cell["schedule"]):
+            lines.append(f"in its own code: {view.in_a_line(shown)}")
+            lines += [line for at in shown["places"] for line in view.listing(at["rows"])]
     lines += view.explanation(cell)
     if document["reproduce"]:
         lines.append(f"again: {document['reproduce']}")

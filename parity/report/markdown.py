@@ -16,6 +16,7 @@ def summary(document: dict) -> str:
         f"## {text(document['candidate']['name'])}: {text(document['verdict'])} (exit {document['exit_code']})",
         text(document["sentence"]),
         *diagnosis(document),
+        *wrong_lines(document),
         *[f"Which keys were seen: {text(sentence)}" for sentence in keys.sentences(document)],
         *matrix(document),
         *listed("Not judged", [_gap(gap) for gap in document["gaps"]]),
@@ -53,6 +54,18 @@ def diagnosis(document: dict) -> list[str]:
         cell = view.cells_by_place(document).get((first["mechanism"], first["schedule"]))
         if cell and view.life(cell):
             blocks += ["The shortest life that was found", fenced("\n".join(view.life(cell)))]
+    return blocks
+
+
+def wrong_lines(document: dict) -> list[str]:
+    """Where the candidate's own code goes wrong: the sentence, each place and its code, numbers."""
+    blocks = []
+    for shown in view.wrong_lines(document):
+        blocks.append(f"In its own code, **{text(shown['of'])}**: {text(shown['sentence'])}")
+        for at in shown["places"]:
+            blocks += [text(view.headed(at)), fenced("\n".join(view.listing(at["rows"])))]
+        if shown["numbers"]:
+            blocks.append("  \n".join(f"{text(name)}: {text(numbers)}" for name, numbers in shown["numbers"]))
     return blocks
 
 

@@ -12,8 +12,8 @@ from .markdown import text
 def table(reports: list[tuple[str, dict]]) -> str:
     """Markdown of (name, document of the gate), in the order given."""
     lines = [
-        "| port | verdict | first deviation | named | red cells | beyond published configs | not judged |",
-        "|---|---|---|---|---|---|---|",
+        "| port | verdict | first deviation | named | line | red cells | beyond published configs | not judged |",
+        "|---|---|---|---|---|---|---|---|",
     ]
     for name, report in reports:
         first = report["first_deviation"]
@@ -32,6 +32,7 @@ def table(reports: list[tuple[str, dict]]) -> str:
             report["verdict"],
             f"{first['mechanism']}, {first['schedule']}" if first else "none",
             "; ".join(text(entry) for entry in [*named, *unexplained]) or "nothing",
+            "; ".join(_line(one) for one in report.get("lines", [])) or "none",
             f"{len(red)} of {len(cells)}",
             ", ".join(f"{one['mechanism']} ({', '.join(one['defects']) or 'unexplained'})" for one in report["beyond"])
             or "nothing",
@@ -39,6 +40,14 @@ def table(reports: list[tuple[str, dict]]) -> str:
         )
         lines.append(f"| {' | '.join(columns)} |")
     return "\n".join(lines) + "\n"
+
+
+def _line(found: dict) -> str:
+    """What was found of one deviation in the port's own code: its files are named without the folders above."""
+    place = lambda one: f"{Path(one['file']).name}:{one['line']}"  # noqa: E731
+    what = ", ".join(found["defects"]) or found["mechanism"]
+    where = " and ".join(place(one) for one in (found["after"], found["at"]) if one is not None)
+    return text(f"{what}: {found['kind']} {where}".rstrip())
 
 
 def _name_and_version(path: Path) -> tuple[str, list[int]]:

@@ -6,6 +6,8 @@ import math
 import re
 from dataclasses import dataclass
 
+from ..gate.results import where
+
 # Control characters (which move a terminal's cursor and are not XML), direction overrides and lone surrogates.
 UNSAFE = re.compile(
     "[\x00-\x08\x0b-\x1f\x7f-\x9f\u200e\u200f\u2028-\u202e\u2066-\u2069\ud800-\udfff\ufeff\ufffe\uffff]"
@@ -34,13 +36,17 @@ class State:
     red: bool = False
 
 
-SHORT, WIDE = 24, 200  # lines of a life, and characters of a line, that are shown; the document has all
+SHORT, WIDE = 24, 200  # lines of a life or of code, and characters of one, that are shown; the document has all
 
 
 def life(cell: dict) -> list[str]:
     """The shortest broken life of a cell's caches, as lines of mlx-lm calls; long ones are cut."""
-    lines = [line if len(line) <= WIDE else f"{line[:WIDE]} ..." for line in cell.get("life", ())]
+    lines = [_cut(line) for line in cell.get("life", ())]
     return lines if len(lines) <= SHORT else [f"... {len(lines) - SHORT} lines before", *lines[-SHORT:]]
+
+
+def _cut(line: str) -> str:
+    return line if len(line) <= WIDE else f"{line[:WIDE]} ..."
 
 
 STATES = {
@@ -246,6 +252,53 @@ def place(document: dict) -> str:
     """Where the candidate's class stands: `file:line`, `file`, or nothing."""
     source, line = document["candidate"]["source"], document["candidate"]["line"]
     return "" if source is None else f"{source}:{line}" if line is not None else source
+
+
+def wrong_lines(document: dict) -> list[dict]:
+    """Where the candidate's own code goes wrong, ready to be shown; documents from before `lines` have none."""
+    return [_wrong_line(one) for one in document.get("lines", ())]
+
+
+def _wrong_line(one: dict) -> dict:
+    between = one["kind"] == "between"
+    places = [("after", one["after"])] * between + [("at" if between else "", one["at"])] * (one["kind"] != "not seen")
+    about = f" ({', '.join(one['defects'])})" if one["defects"] else ""
+    numbers = [("expected", one["expected"]), ("got", one["got"])] if one["expected"] and one["got"] else []
+    return {
+        "cell": (one["mechanism"], one["schedule"]),
+        "of": f"{one['mechanism']} under {one['schedule']}{about}",
+        "sentence": one["sentence"],
+        "places": [
+            {"word": word, "where": where(at["file"], at["line"]), "function": at["function"], "rows": source(at)}
+            for word, at in places
+            if at is not None
+        ],
+        "numbers": [
+            (f"{name} {one['gives']}".strip(), ", ".join(f"{number(x):.4g}" for x in some)) for name, some in numbers
+        ],
+    }
+
+
+def source(at: dict) -> list[tuple[int, str, bool]]:
+    """The lines around a statement: number, text, whether it is the statement's own; long ones are cut."""
+    lines = [_cut(line.replace("\n", "\\n")) for line in at["text"][:SHORT]]
+    return [(number, line, at["line"] <= number <= at["end"]) for number, line in enumerate(lines, at["first"])]
+
+
+def listing(rows: list[tuple[int, str, bool]]) -> list[str]:
+    """The same as text, the statement's own lines marked."""
+    wide = max((len(str(number)) for number, _, _ in rows), default=0)
+    return [f"{'>' if own else ' '} {number:>{wide}} | {text}".rstrip() for number, text, own in rows]
+
+
+def headed(at: dict) -> str:
+    """`after file:line in function`; the name of the place stays one word."""
+    return f"{at['word']} {at['where']} in {at['function']}".strip()
+
+
+def in_a_line(shown: dict) -> str:
+    """An answer without the code."""
+    return ": ".join(filter(None, [", ".join(map(headed, shown["places"])), shown["sentence"]]))
 
 
 def counts(document: dict) -> str:

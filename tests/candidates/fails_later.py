@@ -1,4 +1,4 @@
-"""Computes twice what it should, and from its fourth model on ends its process: a second question meets that."""
+"""Computes twice what it should, and from its fifth model on ends its process: a second question meets that."""
 
 import os
 
@@ -11,7 +11,7 @@ BUILT = []
 class Model(Base):
     def __init__(self, args):
         BUILT.append(args)
-        if len(BUILT) > 3:
+        if len(BUILT) > 4:
             os._exit(3)
         super().__init__(args)
 

@@ -1,0 +1,99 @@
+"""A port's statements: which one a line belongs to, what it reads and changes, which conditions it hangs on."""
+
+from __future__ import annotations
+
+import ast
+from collections.abc import Iterator
+
+
+def by_line(tree: ast.Module) -> dict[int, ast.stmt]:
+    """The innermost statement of each line; of one with a body, its header alone."""
+    found: dict[int, ast.stmt] = {}
+    for node in ast.walk(tree):
+        if isinstance(node, ast.stmt) and not isinstance(node, (ast.FunctionDef, ast.AsyncFunctionDef, ast.ClassDef)):
+            for line in range(node.lineno, header_end(node) + 1):
+                found[line] = node
+    return found
+
+
+def conditions(tree: ast.Module) -> dict[ast.stmt, list[int]]:
+    """For each statement the conditions of its function that it depends on: it stands in a branch of theirs, or behind
+    a branch that leaves."""
+    found: dict[ast.stmt, list[int]] = {}
+
+    def walk(body: list[ast.stmt], over: list[int]):
+        for node in body:
+            found[node] = over
+            fresh = isinstance(node, (ast.FunctionDef, ast.AsyncFunctionDef, ast.ClassDef))
+            asks = isinstance(node, (ast.If, ast.While, ast.Match))
+            for name in ("body", "orelse", "finalbody"):
+                walk(getattr(node, name, []), [] if fresh else [*over, node.lineno] if asks else over)
+            for inner in (*getattr(node, "handlers", []), *getattr(node, "cases", [])):
+                walk(inner.body, [*over, node.lineno])
+            if isinstance(node, ast.If) and isinstance(node.body[-1], (ast.Return, ast.Continue, ast.Break, ast.Raise)):
+                over = [*over, node.lineno]
+
+    walk(tree.body, [])
+    return found
+
+
+def header_end(node: ast.stmt) -> int:
+    """The last line of a statement, or of its header."""
+    body = getattr(node, "body", None)
+    return max(node.lineno, body[0].lineno - 1) if body else node.end_lineno
+
+
+def expressions(node: ast.stmt) -> list[ast.expr]:
+    """What a statement computes, without the statements in its body."""
+    return [
+        child for child in ast.iter_child_nodes(node) if isinstance(child, (ast.expr, ast.withitem, ast.match_case))
+    ]
+
+
+def read(node: ast.stmt, frame) -> Iterator[tuple[str, object]]:
+    """Names, and attributes of names, that a statement reads, with what they are before it runs."""
+    seen = set()
+    for top in expressions(node):
+        for one in ast.walk(top):
+            if isinstance(one, (ast.Name, ast.Attribute)) and isinstance(one.ctx, ast.Load):
+                text = ast.unparse(one)
+                if text not in seen:
+                    seen.add(text)
+                    found, value = resolve(one, frame)
+                    if found:
+                        yield text, value
+
+
+def changed(node: ast.stmt, frame) -> Iterator[tuple[str, object]]:
+    """What a statement assigns but a name: attributes, and what it writes into."""
+    targets = getattr(node, "targets", None) or [getattr(node, "target", None)]
+    for target in targets:
+        one = target.value if isinstance(target, ast.Subscript) else target
+        if isinstance(one, ast.Attribute) or (isinstance(target, ast.Subscript) and isinstance(one, ast.Name)):
+            found, value = resolve(one, frame)
+            if found:
+                yield ast.unparse(one), value
+
+
+def resolve(node: ast.expr, frame) -> tuple[bool, object]:
+    """What a name or an attribute of names is, without running any code of the port's."""
+    if isinstance(node, ast.Name):
+        for scope in (frame.f_locals, frame.f_globals):
+            if node.id in scope:
+                return True, scope[node.id]
+        return False, None
+    if not isinstance(node, ast.Attribute):
+        return False, None
+    found, value = resolve(node.value, frame)
+    if not found:
+        return False, None
+    if isinstance(value, dict) and node.attr in value:  # a module of MLX
+        return True, dict.get(value, node.attr)
+    try:
+        inside = object.__getattribute__(value, "__dict__")
+    except (AttributeError, TypeError):
+        return False, None
+    for scope in (inside, inside.get("_parameters"), inside.get("_buffers"), inside.get("_modules")):
+        if isinstance(scope, dict) and node.attr in scope:
+            return True, scope[node.attr]
+    return False, None

@@ -1,0 +1,196 @@
+"""From a port's watched run to an answer: the line, between two lines, or not seen and why."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from ..candidates.told import Watched
+from ..candidates.watching import Event
+from .causes import Cause, Causes
+from .matching import Meant
+from .operations import GIVEN, Operation
+from .seen import Seen
+
+LINE, BETWEEN, UNSEEN = "line", "between", "not seen"
+ELSEWHERE = 2  # other places that a right function is called from: at one alone it may be right by chance
+HELPERS = 2  # calls: further out than that a value is passed through more than helpers
+MADE = "{what} is the first value that is what the defect makes of it"
+
+
+@dataclass
+class Answer:
+    """kind: LINE, BETWEEN (`after` is a step too) or UNSEEN. `at`, `after` and `event` are places in a `Watched`;
+    instead: the key of the value that belongs in the place of the event's; rule: which one gave the answer."""
+
+    kind: str
+    sentence: str
+    rule: str
+    at: int | None = None
+    after: int | None = None
+    event: int | None = None
+    inputs_right: bool = False
+    instead: str = ""
+
+
+class Finding:
+    """A watched run, what its values are, and the operations of the reference, as it is and with the named defects;
+    without those, `wrong` is None."""
+
+    def __init__(self, watched: Watched, meant: list[Meant], right: list[Operation], wrong: list[Operation] | None):
+        self.watched, self.meant, self.seen = watched, meant, Seen(watched, meant)
+        self.causes = Causes(right, wrong or [])
+
+    def answer(self) -> Answer:
+        """Whose fault the first value is that is what the defect makes of it."""
+        events, seen = self.watched.events, self.seen
+        if not events:
+            said = "none of its own lines gave a value that can be compared; compiled functions, kernels and programs "
+            return Answer(UNSEEN, f"{said}in other languages are out of sight", "no values")
+        first = next((i for i, event in enumerate(events) if self._is_wrong(event)), None)
+        if first is None:
+            return self._between()
+        event = events[first]
+        cause = self.causes.of(self.meant[event.value].key)
+        found = self._not_here(first, event, cause)
+        if found is None:
+            found = self._misplaced(first, event, cause) if cause.values else self._otherwise(first, event, cause)
+        found.event = first if found.event is None else found.event
+        found.instead = cause.instead if cause.key == self.meant[event.value].key else ""
+        if found.after == found.at:
+            found.after = seen.last_right(first) if found.kind == BETWEEN else None
+        return found
+
+    def _not_here(self, first: int, event: Event, cause: Cause) -> Answer | None:
+        """Where the step only passes on what is wrong, or nobody sees what it reads."""
+        seen, made = self.seen, MADE.format(what=self._what(event))
+        reads = seen.steps[event.step].reads
+        wrong = [one for one in reads if self.meant[one[1]].state == "wrong" and one[1] != event.value]
+        if wrong:
+            text, place = wrong[0]
+            stack = seen.stack(event)
+            while len(stack) > 1 and place in seen.call(stack[0]).values:
+                stack = stack[1:]
+            return Answer(LINE, f"what is passed on here as `{text}` is what the defect makes of it", "given", stack[0])
+        if blank := seen.blank(event):
+            text, place = blank
+            said = f"{made}; `{text}`, which is the same everywhere, leads there"
+            return Answer(BETWEEN, said, "blank", event.step, seen.first(place))
+        if cause.plain and cause.values:
+            said = f"{made}; something that is the same everywhere leads there"
+            return Answer(BETWEEN, said, "plain", event.step, seen.last_bound(event))
+        if unknown := seen.unknown(first):
+            said = f"{made}; before it the reference does not know `{unknown}`"
+            return Answer(BETWEEN, said, "unknown", event.step, seen.last_right(first))
+        step = seen.steps[event.step]
+        if small := [one for one in step.small if not one.startswith("self.")]:
+            said = f"{made}; `{small[0]}`, which is read there, has too few numbers to tell"
+            return Answer(BETWEEN, said, "too small", event.step, seen.last_right(first))
+        nothing = (
+            not step.reads and not step.numbers and not any(event.step in one.callers for one in self.watched.events)
+        )
+        if cause.name == GIVEN or nothing:
+            said = f"{made}; what leads there was made before, where nobody saw it"
+            return Answer(BETWEEN, said, "made before", event.step, seen.last_right(first))
+        return None
+
+    def _otherwise(self, first: int, event: Event, cause: Cause) -> Answer:
+        """The right values are read, and another operation or another number makes the wrong one."""
+        seen, stack, made = self.seen, self.seen.stack(event), MADE.format(what=self._what(event))
+        number = next((one for one in cause.numbers if one and seen.reads(stack[0], one)), None)
+        if number is not None:
+            return self._number(stack, number, made)
+        used = stack
+        while len(stack) > 1 and seen.elsewhere(stack, ELSEWHERE):
+            stack = stack[1:]
+        if stack is not used:
+            said = f"{made}, in a function that is right elsewhere: look at what it is called with"
+            return Answer(BETWEEN, said, "elsewhere", used[0], stack[0])
+        values = seen.call(stack[0]).values
+        turned = [one for one in values if self.meant[one].key in cause.inputs and not self.meant[one].laid]
+        if turned and len(stack) > 1:
+            said = f"{made}; it is given the right numbers, in another layout than the reference's"
+            return Answer(BETWEEN, said, "turned", stack[0], stack[1])
+        if self.meant[event.value].mask:  # of masks only how many ones they have is compared
+            return Answer(BETWEEN, f"{made}, as far as a mask can tell", "mask", stack[0], seen.last_right(first))
+        if cause.plain or (cause.how == "another place" and len(stack) > 1 and seen.given(stack[0], cause.inputs)):
+            outer = stack[1] if len(stack) > 1 else seen.last_right(first)
+            return Answer(BETWEEN, f"{made}; look at what it is given too", "given it", stack[0], outer)
+        while cause.how in ("new", "another place") and stack:  # perhaps nothing should be done here
+            if seen.steps[stack[0]].under:
+                said = f"{made}; it hangs on the condition in line {seen.steps[stack[0]].under[-1]}"
+                return Answer(BETWEEN, said, "condition", event.step, stack[0])
+            stack = stack[1:] if seen.given(stack[0], cause.inputs) else []
+        stack = stack or used
+        said = f"all that is read here is right, and {self._what(event)} is what the defect makes of it"
+        return Answer(LINE, said, "otherwise", stack[0], inputs_right=True)
+
+    def _number(self, stack: list[int], number: float, made: str) -> Answer:
+        """A number that the defect has: where it was chosen."""
+        seen = self.seen
+        while len(stack) > 1 and any(abs(one - number) <= 1e-6 * abs(number) for one in seen.call(stack[0]).numbers):
+            stack = stack[1:]
+        names = seen.reads(stack[0], number)
+        if not names:
+            said = f"the number {number:.6g} stands here, which is the defect's"
+            return Answer(LINE, said, "number here", stack[0], inputs_right=True)
+        bound = seen.bound(names[0], number)
+        here = [one for one in bound if seen.steps[one].call == seen.steps[stack[0]].call]
+        if here:
+            said = f"`{names[0]}` becomes {number:.6g} here, which is the defect's number"
+            return Answer(LINE, said, "number bound", here[-1], inputs_right=True)
+        if seen.number_used(stack[0], number):
+            said = f"`{names[0]}`, {number:.6g}, is right by itself, but does not belong here"
+            return Answer(LINE, said, "number used", stack[0], inputs_right=True)
+        said = f"{made}; `{names[0]}`, {number:.6g}, is the defect's number"
+        return Answer(BETWEEN, said, "number", stack[0], bound[-1] if bound else None)
+
+    def _misplaced(self, first: int, event: Event, cause: Cause) -> Answer:
+        """What is read is right, but does not belong there: the mistake is between where it is made and this."""
+        seen, stack, keys = self.seen, self.seen.stack(event), cause.values
+        while len(stack) > 1 and seen.given(stack[0], keys) and seen.sound(stack[0]):
+            stack = stack[1:]
+        use, maker = stack[0], seen.maker(keys, first)
+        said = f"what is used here is right by itself, but does not belong here: {self._what(event)} is what the "
+        said += "defect makes of it"
+        there = any(self.meant[one.value].key in cause.expected for one in self.watched.events[:first])
+        top = stack
+        while len(top) > 1 and seen.elsewhere(top, 1):
+            top = top[1:]
+        if top is not stack:
+            return Answer(BETWEEN, f"{said}, in a function that is right elsewhere", "misplaced elsewhere", use, top[0])
+        if there and not seen.given(use, keys):
+            return Answer(LINE, f"{said}; what belongs there was made before", "misplaced", stack[0])
+        if maker is None and any(seen.given(one, keys) for one in stack):
+            return Answer(BETWEEN, said, "misplaced, given", use, seen.last_right(first))
+        if maker is None:
+            return Answer(LINE, said, "left out inside", use, inputs_right=True)
+        if seen.near(maker, use) and seen.stack(event).index(use) <= HELPERS:
+            return Answer(LINE, f"{said}; something is left out", "left out", use)
+        said = f"the value made first is right, but where it is used another belongs: {self._what(event)} is what the "
+        return Answer(BETWEEN, f"{said}defect makes of it", "left out between", use, maker)
+
+    def _between(self) -> Answer:
+        """The first value that is none of the reference's and that leads to none, and the last right one before it."""
+        events, seen = self.watched.events, self.seen
+        if not any(seen.right(one.value) and not self.meant[one.value].still for one in events):
+            return Answer(UNSEEN, "none of its own lines gives a value of the reference's", "none right")
+        useful = seen.leading()
+        astray = (
+            index
+            for index, one in enumerate(events)
+            if self.meant[one.value].state == "other" and one.value not in useful and seen.follows(one)
+        )
+        first = next(astray, None)
+        if first is None:
+            said = "every value of its own lines that can be compared is the reference's, or leads to one"
+            return Answer(UNSEEN, said, "all right")
+        said = f"{self._what(events[first])} is the first value that is none of the reference's and leads to none"
+        return Answer(BETWEEN, said, "last right", events[first].step, seen.last_right(first), first)
+
+    def _is_wrong(self, event: Event) -> bool:
+        meant = self.meant[event.value]
+        return meant.state == "wrong" and meant.key in self.causes.anew
+
+    def _what(self, event: Event) -> str:
+        name = f"`{event.name}`"
+        return name if event.name != "return" else f"what `{self.seen.steps[event.step].function}` returns"

@@ -1,0 +1,44 @@
+"""Whether an answer names the line that a defect has changed, which is known where we put it there."""
+
+from __future__ import annotations
+
+import difflib
+from pathlib import Path
+
+from ..gate.defects import Defect
+from ..gate.defects.patching import edited
+from ..gate.results import Place, WrongLine
+from .answers import BETWEEN, LINE
+from .seen import NEAR
+
+RIGHT, WRONG = "right", "wrong"
+
+
+def changed(defect: Defect, folder: Path) -> dict[str, list[tuple[int, int]]]:
+    """First and last lines of what the defect changes in dsv4_mlx, which lies in `folder`, by file; of what it deletes
+    the line behind."""
+    found = {}
+    for file, text in edited([defect], "dsv4_mlx").items():
+        before, after = (folder / file).read_text(encoding="utf-8").splitlines(), text.splitlines()
+        codes = difflib.SequenceMatcher(None, before, after, autojunk=False).get_opcodes()
+        found[file] = [(low + 1, max(high, low + 1)) for tag, _, _, low, high in codes if tag != "equal"]
+    return found
+
+
+def verdict(wrong: WrongLine, lines: dict[str, list[tuple[int, int]]]) -> str:
+    """right: it calls a statement the line that is changed or at most NEAR lines away; wrong: it calls another one so.
+    Else the answer's own kind, which claims less."""
+    if wrong.kind != LINE or wrong.at is None:
+        return wrong.kind
+    return RIGHT if names(wrong.at, lines) else WRONG
+
+
+def names(place: Place, lines: dict[str, list[tuple[int, int]]]) -> bool:
+    """Whether a statement is what is changed, or near it."""
+    here = lines.get(Path(place.file).name, [])
+    return any(place.line - NEAR <= last and first <= place.end + NEAR for first, last in here)
+
+
+def touches(wrong: WrongLine, lines: dict[str, list[tuple[int, int]]]) -> bool:
+    """Of an answer BETWEEN, whether either of its places is what is changed, or near it."""
+    return wrong.kind == BETWEEN and any(names(one, lines) for one in (wrong.at, wrong.after) if one is not None)

@@ -1,0 +1,151 @@
+"""What a watched run tells of its steps: where a value comes from, whether a function is right elsewhere."""
+
+from __future__ import annotations
+
+from ..candidates.told import Watched
+from ..candidates.watching import Call, Event, Step
+from .matching import Meant
+
+NEAR = 3  # lines apart, two statements of a function are one place
+
+
+class Seen:
+    """A watched run and what its values are. Steps and events are their places in it."""
+
+    def __init__(self, watched: Watched, meant: list[Meant]):
+        self.steps, self.events, self.watched, self.meant = watched.steps, watched.events, watched, meant
+        self.made = {event.value for event in self.events}
+        self.readers: dict[str, list[int]] = {}  # events by the keys of what their step reads
+        self.ways: dict[tuple, set[tuple]] = {}  # where the functions of right steps were called from
+        for index, event in enumerate(self.events):
+            for _, place in self.steps[event.step].reads:
+                self.readers.setdefault(meant[place].key, []).append(index)
+            if self.right(event.value) and not meant[event.value].still:
+                chain = self.chain([event.step, *event.callers])
+                for level, one in enumerate(chain):
+                    self.ways.setdefault(one, set()).add(chain[level + 1 :])
+
+    def right(self, place: int) -> bool:
+        return self.meant[place].state == "right"
+
+    def call(self, step: int) -> Call:
+        """The call of a function that the step belongs to."""
+        return self.watched.calls[self.steps[step].call]
+
+    def stack(self, event: Event) -> list[int]:
+        """Its step and those that it was called from."""
+        return [event.step, *event.callers]
+
+    def chain(self, steps: list[int]) -> tuple[tuple[str, int], ...]:
+        """Their files and lines."""
+        return tuple((self.steps[one].file, self.steps[one].line) for one in steps)
+
+    def given(self, step: int, keys: frozenset[str]) -> bool:
+        """Whether the step's function was given one of these values."""
+        return any(self.meant[place].key in keys for place in self.call(step).values)
+
+    def reads(self, step: int, number: float) -> list[str]:
+        """What the step reads a number from."""
+        return [text for text, one in self.steps[step].numbers if same(one, number)]
+
+    def elsewhere(self, stack: list[int], least: int) -> bool:
+        """Whether the first of these steps gives right values too where its function is called from as many other
+        places than here."""
+        (here, *by) = self.chain(stack)
+        return len(self.ways.get(here, set()) - {tuple(by)}) >= least
+
+    def sound(self, step: int) -> bool:
+        """Whether a statement gives in another call what is right and is used rightly."""
+        here: Step = self.steps[step]
+        for event in self.events:
+            other, meant = self.steps[event.step], self.meant[event.value]
+            if (other.file, other.line) == (here.file, here.line) and other.call != here.call:
+                right = meant.state == "right" and not meant.still
+                if right and any(self._well_used(meant.key, index) for index in self.readers.get(meant.key, ())):
+                    return True
+        return False
+
+    def _well_used(self, key: str, reader: int) -> bool:
+        given = self.events[reader].value
+        return self.right(given) and not self.meant[given].still and self.meant[given].key != key
+
+    def number_used(self, step: int, number: float) -> bool:
+        """Whether another statement reads this number and gives what is right."""
+        (here,) = self.chain([step])
+        return any(
+            self.right(event.value) and self.chain([event.step]) != (here,) and self.reads(event.step, number)
+            for event in self.events
+        )
+
+    def bound(self, name: str, number: float) -> list[int]:
+        """Steps that bound a number to this name or attribute."""
+        return [one.step for one in self.watched.bound if one.name == name and same(one.number, number)]
+
+    def maker(self, keys: frozenset[str], before: int) -> int | None:
+        """The step that made the last of these values; where a sound statement made it, the one that called it."""
+        last = next((one for one in reversed(self.events[:before]) if self.meant[one.value].key in keys), None)
+        if last is None:
+            return None
+        key = self.meant[last.value].key
+        stack = self.stack(next(one for one in self.events if self.meant[one.value].key == key))
+        while len(stack) > 1 and self.sound(stack[0]):
+            stack = stack[1:]
+        return stack[0]
+
+    def near(self, one: int, other: int) -> bool:
+        """Whether two steps are one place of one call."""
+        a, b = self.steps[one], self.steps[other]
+        return a.call == b.call and a.line - NEAR <= b.end and b.line - NEAR <= a.end
+
+    def last_right(self, before: int) -> int | None:
+        """The step that gave the last right value, in the same call if there is one."""
+        call = self.steps[self.events[before].step].call
+        right = [one for one in self.events[:before] if self.right(one.value)]
+        here = [one.step for one in right if self.steps[one.step].call == call]
+        there = [one.step for one in right if not self.meant[one.value].still]
+        return (here or there or [None])[-1]
+
+    def leading(self) -> set[int]:
+        """Values that a right one was made from."""
+        found: set[int] = set()
+        for event in reversed(self.events):
+            if event.value in found or (self.right(event.value) and not self.meant[event.value].still):
+                found.update(place for _, place in self.steps[event.step].reads)
+        return found
+
+    def follows(self, event: Event) -> bool:
+        """Whether its step reads a right value that tokens change."""
+        read = [place for _, place in self.steps[event.step].reads]
+        return any(self.right(place) and not self.meant[place].still for place in read)
+
+    def unknown(self, index: int) -> str | None:
+        """What an event's step reads, or was given by a function that it called, and is none of the reference's."""
+        event = self.events[index]
+        for text, place in self.steps[event.step].reads:
+            if place != event.value and self.meant[place].state == "other":
+                return text
+        inner = (one for one in self.events[:index] if event.step in one.callers)
+        unknown = (one for one in inner if self.meant[one.value].state == "other" and not self.meant[one.value].still)
+        return next((f"what {self.steps[one.step].function} gives" for one in unknown), None)
+
+    def blank(self, event: Event) -> tuple[str, int] | None:
+        """What an event's step reads, made in the run, and is the same everywhere, as a mask that hides nothing."""
+        reads = self.steps[event.step].reads
+        return next((one for one in reads if self.meant[one[1]].state == "plain" and self._is_local(*one)), None)
+
+    def first(self, place: int) -> int:
+        """The step that made a value of the run."""
+        return next(one.step for one in self.events if one.value == place)
+
+    def last_bound(self, event: Event) -> int | None:
+        """The last step before an event that made one of the values that its step reads."""
+        made = [self.first(place) for _, place in self.steps[event.step].reads if place in self.made]
+        return max((one for one in made if one < event.step), default=None)
+
+    def _is_local(self, text: str, place: int) -> bool:
+        return place in self.made and not text.startswith("self.")
+
+
+def same(one: float, other: float) -> bool:
+    """Whether two numbers are one, but for rounding."""
+    return abs(one - other) <= 1e-6 * abs(other)

@@ -1,0 +1,416 @@
+"""Which line of a port is wrong: values of its own lines beside the reference's. Run: pytest tests/test_lines.py, and
+with -m slow for every known defect."""
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+import dsv4_mlx
+from parity.candidates import told
+from parity.candidates.adapters.problems import Raised
+from parity.candidates.statements import by_line, conditions
+from parity.candidates.watching import Watch, own_files
+from parity.gate.conditions import Call
+from parity.gate.defects import catalogue
+from parity.gate.diagnosis import patched_logits
+from parity.gate.filling import reference
+from parity.gate.probes import registry
+from parity.gate.results import Cell, Diagnosis
+from parity.jobs.gate import judge
+from parity.jobs.gate_command import Asked
+from parity.jobs.score import Patched
+from parity.lines import locating, scoring
+from parity.lines.causes import Causes
+from parity.lines.locating import Locator, findings
+from parity.lines.matching import meanings
+from parity.lines.operations import recorded
+from parity.lines.values import Values
+from parity.results import Verdict
+
+PORTS = Path(__file__).parent / "candidates"
+
+# --- watching ----------------------------------------------------------------------------------------------------
+
+
+def watched(tmp_path, text, call="main()"):
+    """What the lines of a text compute, as the harness gets it from another process."""
+    file = tmp_path / "port.py"
+    file.write_text(text)
+    names = {}
+    exec(compile(text, str(file), "exec"), names)
+    watch = Watch(own_files(str(file)))
+    with watch.watching():
+        eval(call, names)
+    flat, index = watch.told()
+    return told.watched(json.loads(json.dumps(index)), flat)
+
+
+def given(found):
+    """(line, name, first number) of each event."""
+    return [(found.steps[e.step].line, e.name, float(found.values[e.value][0])) for e in found.events]
+
+
+PORT = """import mlx.core as mx
+
+class Part:
+    def __init__(self):
+        self.scale = 3.0
+        self.table = [float(i) for i in range(9)]
+
+    @property
+    def trap(self):
+        raise SystemExit("a property ran")
+
+    def __call__(self, x):
+        self.kept = x * self.scale
+        if x.shape[0] < 3:
+            return x
+        y = twice(
+            self.kept,
+        )
+        y[0] = 7.0
+        return y
+
+def twice(x):
+    return x + x
+
+def main():
+    return Part()(mx.arange(10.0) + 1)
+"""
+
+
+def test_what_lines_bind_return_and_write_is_kept(tmp_path):
+    found = watched(tmp_path, PORT)
+    assert given(found) == [
+        (6, "return", 0.0),  # the list of the comprehension
+        (6, "self.table", 0.0),
+        (13, "self.kept", 3.0),
+        (23, "return", 6.0),
+        (16, "y", 6.0),
+        (19, "y", 7.0),  # written into: another value, the one before stays
+        (20, "return", 7.0),
+        (26, "return", 7.0),
+    ]
+    event = found.events[3]
+    assert [found.steps[one].line for one in event.callers] == [16, 26]
+    step = found.steps[found.events[2].step]
+    assert step.numbers == [("self.scale", 3.0)]
+    assert [text for text, _ in step.reads] == ["x"]
+    assert found.calls[step.call].values == [dict(step.reads)["x"]]
+    assert next((found.steps[one.step].line, one.name, one.number) for one in found.bound) == (5, "self.scale", 3.0)
+    assert found.steps[found.events[4].step].under == [14]  # it runs because line 14 has not left
+    assert (found.steps[found.events[4].step].end, found.full) == (18, False)
+
+
+def test_only_what_fits_is_kept(tmp_path, monkeypatch):
+    monkeypatch.setattr("parity.candidates.watching.MOST", 25)
+    found = watched(tmp_path, PORT)
+    assert found.full
+    assert sum(map(len, found.values)) <= 25
+
+
+def test_files_of_a_port_are_its_package_and_of_a_file_alone_its_folder(tmp_path):
+    (tmp_path / "pack" / "models").mkdir(parents=True)
+    for folder in (tmp_path / "pack", tmp_path / "pack" / "models"):
+        (folder / "__init__.py").touch()
+    own = own_files(str(tmp_path / "pack" / "models" / "port.py"))
+    assert own(str(tmp_path / "pack" / "other.py"))
+    assert not own(str(tmp_path / "beside.py"))
+    assert own_files(str(tmp_path / "port.py"))(str(tmp_path / "beside.py"))
+    assert not own_files(str(tmp_path / "port.py"))(json.__file__)
+    library = own_files("/somewhere/mlx_lm/models/port.py")  # without a package file: a folder like any other
+    assert not library("/somewhere/mlx_lm/utils.py")
+
+
+def test_a_statement_hangs_on_the_conditions_before_it_that_leave():
+    import ast
+
+    tree = ast.parse("def f(x):\n    if x:\n        return 1\n    if x > 2:\n        y = 2\n    return y\n")
+    found = {node.lineno: over for node, over in conditions(tree).items()}
+    assert found == {1: [], 2: [], 3: [2], 4: [2], 5: [2, 4], 6: [2]}
+    assert sorted(by_line(tree)) == [2, 3, 4, 5, 6]
+
+
+@pytest.mark.parametrize(
+    "index",
+    [
+        {},
+        {"shapes": [[99]], "steps": [], "calls": [], "events": [], "bound": [], "masks": [], "full": False},
+        {"shapes": [], "steps": [], "calls": [], "events": [[0, "x", 0, []]], "bound": [], "masks": [], "full": False},
+        {"shapes": [[-1]], "steps": [], "calls": [], "events": [], "bound": [], "masks": [], "full": False},
+        {"shapes": [[1e999]], "steps": [], "calls": [], "events": [], "bound": [], "masks": [], "full": False},
+    ],
+    ids=("nothing", "more values than there are", "a step that is none", "a negative size", "an infinite one"),
+)
+def test_an_answer_that_is_none_is_refused(index):
+    with pytest.raises((LookupError, ValueError, TypeError, OverflowError)):  # which `Process` calls unreadable
+        told.watched(index, np.zeros(4, np.float32))
+
+
+def test_values_that_do_not_lie_end_to_end_are_refused():
+    index = {"shapes": [], "steps": [], "calls": [], "events": [], "bound": [], "masks": [], "full": False}
+    assert told.watched(index, np.zeros(4, np.float32)).values == []
+    with pytest.raises(ValueError, match="end to end"):
+        told.watched(index, np.zeros((2, 2), np.float32))
+
+
+FORGES = """import numpy as np
+from dsv4_mlx import Model, ModelArgs
+import parity.candidates.worker as worker
+
+def told(self):
+    return np.zeros(4, np.float32), {"shapes": [[4]], "steps": [["/etc/passwd", 1, 1, "x", 9, [], [], [], []]]}
+
+import parity.candidates.watching as watching
+watching.Watch.told = told
+Model.__call__, right = lambda self, *given: 2 * right(self, *given), Model.__call__
+"""
+
+
+def test_a_port_that_forges_what_its_lines_computed_is_not_seen(tmp_path):
+    (tmp_path / "forges.py").write_text(FORGES)
+    report = judge(str(tmp_path / "forges.py"), Asked(only=["embedding"]), environment={})
+    assert report.verdict is Verdict.DIVERGES
+    assert {one.kind for one in report.lines} == {"not seen"}
+    assert "answered nothing that can be read" in report.lines[0].sentence
+
+
+# --- the reference's values ----------------------------------------------------------------------------------------
+
+
+def values(run, x):
+    """What a run in float64 computes, and what of it other numbers leave as it is."""
+    return Values.of(
+        recorded(lambda: run(x.double())), recorded(lambda: run(x)), recorded(lambda: run(x.double() + 1)), "float32"
+    )
+
+
+def test_a_value_is_found_in_any_layout_and_nowhere_else():
+    x = torch.randn(6, 8, generator=torch.Generator().manual_seed(0))
+    right = values(lambda x: (x * 2) @ torch.eye(8, dtype=x.dtype), x)
+    in_order = lambda value: np.sort(value.double().numpy().ravel())  # noqa: E731
+    found = right.find(in_order((x * 2).T))
+    assert not found.still
+    assert right.find(in_order(x * 2 + 1e-3)) is None
+    assert right.find(in_order(x * 2)[:-1]) is None
+    eye = right.find(in_order(torch.eye(8)))
+    assert eye.still
+
+
+def meant(given, masks=()):
+    """What values of a port are, beside a reference that computes x, 2x and all ones of the same size."""
+    x = torch.randn(30, 20, generator=torch.Generator().manual_seed(0))
+    right = values(lambda x: (x * 2) + torch.ones(30, 20, dtype=x.dtype), x)
+    wrong = values(lambda x: x * 3, x)
+    found = told.Watched([given(x).float().numpy().ravel()], [], [], [], [], {*masks}, False)
+    return meanings(found, right, wrong)[0]
+
+
+def test_what_values_of_a_port_are():
+    state = lambda *given: meant(*given).state  # noqa: E731
+    assert [state(lambda x: x.T * 2), state(lambda x: x * 3), state(lambda x: x * 4)] == ["right", "wrong", "other"]
+    assert meant(lambda x: x * 2).laid
+    assert not meant(lambda x: x.T * 2).laid
+    assert [state(torch.zeros_like), state(torch.ones_like)] == ["right", "right"]
+    assert [state(lambda x: 0 * x + 7), state(lambda x: x / 0)] == ["plain", "plain"]
+    assert state(torch.ones_like, [0]) == "plain"  # a mask that hides nothing
+    assert state(lambda x: (x > 0).float()[:9]) == "weak"
+    assert meant(lambda x: torch.where(x > 0, 0.0, -torch.inf)).mask
+    assert meant(lambda x: torch.where(x > 0, 0.0, -1e9)).mask
+
+
+@pytest.mark.parametrize(
+    ("wrong", "how", "numbers"),
+    [
+        (lambda x, w: torch.softmax(x * 3.0, -1) @ w, "same inputs", (3.0,)),
+        (lambda x, w: torch.softmax(x, -1) @ w, "left out", ()),
+        (lambda x, w: torch.softmax(x * 2.0, -1) @ (w * 2.0), "another place", (2.0,)),
+        (lambda x, w: torch.softmax(x * 2.0, -1) @ w.sin(), "new", ()),
+        (lambda x, w: (x * 2.0) @ w, "another operand", ()),
+    ],
+    ids=("another number", "a scale left out", "a scale too many", "another operation", "no softmax"),
+)
+def test_what_a_defect_does_to_the_first_wrong_value(wrong, how, numbers):
+    generator = torch.Generator().manual_seed(0)
+    x, w = (torch.randn(4, 4, generator=generator).double() for _ in range(2))
+    right = recorded(lambda: torch.softmax(x * 2.0, -1) @ w)
+    defective = recorded(lambda: wrong(x, w))
+    causes = Causes(right, defective)
+    last = [one for one in defective if one.key not in causes.made][-1]
+    cause = causes.of(last.key)
+    assert (cause.how, cause.numbers) == (how, numbers)
+    assert bool(cause.values) == (how in ("left out", "another operand"))
+    if how == "another operand":
+        assert cause.instead == right[-1].key
+
+
+# --- known defects in dsv4_mlx -------------------------------------------------------------------------------------
+
+
+def located(name, mechanism=None, schedule="oneshot", first_token=0):
+    """The answer for a defect in dsv4_mlx, and the lines that it changes."""
+    defect, mechanism = catalogue()[name], mechanism or catalogue()[name].mechanism
+    family = reference(registry()[mechanism], 0)
+    cell = Cell(mechanism, schedule, Verdict.DIVERGES, explained_by=[name], first_token=first_token)
+    (asked,) = findings([cell], [Diagnosis([name], [], "")], {mechanism: family})
+    return asked, Patched([defect]), family, scoring.changed(defect, Path(dsv4_mlx.__file__).parent)
+
+
+def answer(tmp_path, name, **where):
+    asked, engine, family, lines = located(name, **where)
+    found = Locator(engine, {asked.cell.mechanism: family}, catalogue(), tmp_path).locate(asked)
+    return found, lines
+
+
+SLOW = [pytest.param(name, marks=pytest.mark.slow) for name in ("D008", "D017", "X059", "D076-up", "D019-one-more")]
+
+
+@pytest.mark.parametrize("name", ["D016", "D026", "D028-dropped", "D009-scores", *SLOW])
+def test_the_line_of_a_defect_is_named(tmp_path, name):
+    found, lines = answer(tmp_path, name)
+    assert scoring.verdict(found, lines) == scoring.RIGHT
+    assert found.at.text[found.at.line - found.at.first].strip()
+
+
+@pytest.mark.parametrize("name", ["D026-joint", "X081", "D052"])
+def test_where_two_places_may_be_wrong_none_is_called_the_line(tmp_path, name):
+    found, _ = answer(tmp_path, name)
+    assert found.kind == "between"
+    assert found.at is not None
+    assert found.after is not None
+
+
+def test_a_line_of_a_cache_is_found_in_the_call_that_first_goes_wrong(tmp_path):
+    asked, engine, family, lines = located("D034", schedule="decode")
+    exact = family.exact[:1]
+    off = (patched_logits(family, "decode", [catalogue()["D034"]]) - exact).abs().amax(-1)[0] > 1e-6
+    asked.cell.first_token = int(off.nonzero()[0])
+    assert sum(locating.calls_until(family, asked.cell)) == asked.cell.first_token + 1 < family.probe.tokens
+    found = Locator(engine, {asked.cell.mechanism: family}, catalogue(), tmp_path).locate(asked)
+    assert scoring.verdict(found, lines) == scoring.RIGHT
+
+
+def test_without_a_name_it_is_between_the_last_right_value_and_the_first_other(tmp_path):
+    asked, engine, family, lines = located("D028-dropped")
+    asked.defect = None
+    found = Locator(engine, {asked.cell.mechanism: family}, {}, tmp_path).locate(asked)
+    assert (found.kind, found.defects) == ("between", [])
+    assert scoring.touches(found, lines)
+
+
+def test_another_line_is_called_wrong(tmp_path):
+    """The score can fail: the same answer, held to the lines of another defect."""
+    found, lines = answer(tmp_path, "D016")
+    other = scoring.changed(catalogue()["D028-dropped"], Path(dsv4_mlx.__file__).parent)
+    assert scoring.verdict(found, lines) == scoring.RIGHT
+    assert scoring.verdict(found, other) == scoring.WRONG
+
+
+def test_a_right_port_has_no_wrong_value(tmp_path):
+    """What the reference with a defect computes, a port without it does not."""
+    asked, _, family, _ = located("D016")
+    found = Locator(Patched([]), {asked.cell.mechanism: family}, catalogue(), tmp_path)
+    watch = found._watched(asked.cell)
+    right, wrong = (found._reference(asked.cell, names)[0] for names in ((), ("D016",)))
+    states = {one.state for one in meanings(watch, right, wrong)}
+    assert "wrong" not in states
+    assert "right" in states
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("part", range(4))
+def test_no_line_is_blamed_wrongly(tmp_path, part):
+    """Every known defect in its own probe, one call without a cache."""
+    known = [one for one in catalogue().values() if one.mlx and one.reference and not one.outside]
+    known = [one for one in known if registry()[one.mechanism].tokens <= locating.LONGEST][part::4]
+    kinds = {}
+    for one in known:
+        if one.mechanism == "mtp" or one.between_calls:
+            continue
+        found, lines = answer(tmp_path / one.id, one.id)
+        kinds.setdefault(scoring.verdict(found, lines), []).append(one.id)
+    assert scoring.WRONG not in kinds, kinds[scoring.WRONG]
+    assert len(kinds[scoring.RIGHT]) >= 10
+
+
+# --- somebody else's ports -----------------------------------------------------------------------------------------
+
+
+def gate(port, only, **given):
+    return judge(str(PORTS / port), Asked(only=[only]), environment={}, **given)
+
+
+def test_the_line_of_a_port_stands_in_its_report_and_recording(tmp_path):
+    report = gate(
+        "mixes_untransposed.py", "hc.comb", record_folder=tmp_path / "kept", bundle_folder=tmp_path / "bundle"
+    )
+    (found,) = report.lines
+    assert (found.kind, found.defects, found.inputs_right, found.gives) == ("line", ["D016"], True, "mixed")
+    assert Path(found.at.file) == PORTS / "mixes_untransposed.py"
+    assert "comb @" in found.at.text[found.at.line - found.at.first]
+    assert "lines_s" in report.clock
+    assert "mixed" in (tmp_path / "bundle" / "case.json").read_text()
+    again = judge(str(tmp_path / "kept"), Asked(), environment={})
+    assert again.lines == report.lines
+    manifest = tmp_path / "kept" / "recording.json"
+    document = json.loads(manifest.read_text())
+    document["lines"] = []
+    manifest.write_text(json.dumps(document))
+    (lost,) = judge(str(tmp_path / "kept"), Asked(), environment={}).lines
+    assert (lost.kind, lost.sentence) == ("not seen", "the recording does not hold what its lines computed")
+
+
+def test_a_right_port_is_not_watched(monkeypatch):
+    def never(*args):
+        raise AssertionError("it was looked for")
+
+    monkeypatch.setattr(Locator, "locate", never)
+    report = gate("unchanged.py", "hc.comb")
+    assert report.verdict is Verdict.PARITY
+    assert "lines_s" not in report.clock
+
+
+def test_a_port_that_fails_when_it_is_watched_is_not_seen(tmp_path):
+    asked, engine, family, _ = located("D016")
+
+    def fails(*asked):
+        raise Raised("raised RuntimeError: no more of this.")
+
+    engine.lines = fails
+    found = Locator(engine, {asked.cell.mechanism: family}, catalogue(), tmp_path).locate(asked)
+    assert (found.kind, found.at) == ("not seen", None)
+    assert found.sentence == "it did not run with its lines watched: raised RuntimeError: no more of this."
+
+
+def test_what_only_long_probes_show_is_not_seen(tmp_path, monkeypatch):
+    asked, engine, family, _ = located("D016")
+    monkeypatch.setattr(locating, "LONGEST", family.probe.tokens - 1)
+    (again,) = findings([asked.cell], [Diagnosis(["D016"], [], "")], {"hc.comb": family})
+    found = Locator(engine, {"hc.comb": family}, catalogue(), tmp_path).locate(again)
+    assert (found.kind, found.at) == ("not seen", None)
+    assert found.sentence.startswith("only probes of more than ")
+
+
+def test_one_cell_a_defect_and_the_first_that_nothing_explains():
+    families = {name: reference(registry()[name], 0) for name in ("hc.comb", "attention.sink")}
+    red = lambda mechanism, *defects, **more: Cell(  # noqa: E731
+        mechanism, "oneshot", Verdict.DIVERGES, explained_by=[*defects], first_token=3, **more
+    )
+    cells = [
+        red("hc.comb", "D016"),
+        Cell("hc.comb", "decode", Verdict.CRASHED),
+        red("attention.sink", "D016", "D028-dropped"),
+        red("attention.sink", because=["hc.comb"]),
+        red("attention.sink"),
+    ]
+    found = findings(cells, [Diagnosis(["D016", "D028-dropped"], [], "")], families)
+    assert [(one.cell.mechanism, one.defect, one.others) for one in found] == [
+        ("hc.comb", "D016", ()),
+        ("attention.sink", "D028-dropped", ("D016",)),
+        ("attention.sink", None, ()),
+    ]
+    assert found[2].cell is cells[-1]
+    assert Call(0, 1, 1, True).cached
