@@ -105,6 +105,22 @@ def test_what_lines_bind_return_and_write_is_kept(tmp_path):
     assert (found.steps[found.events[4].step].end, found.full) == (18, False)
 
 
+TORCH = """import torch
+
+def main(kind=torch.Tensor, nothing=torch.empty(20, device="meta")):
+    empty = nothing + 1
+    kept = torch.arange(20.0)
+    kept[3] = 5.0
+    return kept.to(torch.bfloat16), kind
+"""
+
+
+def test_a_port_in_torch_is_watched_too(tmp_path):
+    found = watched(tmp_path, TORCH)
+    assert [(line, name) for line, name, _ in given(found)] == [(5, "kept"), (6, "kept"), (7, "return")]
+    assert [value[3] for value in found.values] == [3.0, 5.0, 5.0]
+
+
 def test_only_what_fits_is_kept(tmp_path, monkeypatch):
     monkeypatch.setattr("parity.candidates.watching.MOST", 25)
     found = watched(tmp_path, PORT)
@@ -265,7 +281,7 @@ def answer(tmp_path, name, **where):
     return found, lines
 
 
-SLOW = [pytest.param(name, marks=pytest.mark.slow) for name in ("D008", "D017", "X059", "D076-up", "D019-one-more")]
+SLOW = [pytest.param(name, marks=pytest.mark.slow) for name in ("D008", "X059", "D076-up", "D019-one-more")]
 
 
 @pytest.mark.parametrize("name", ["D016", "D026", "D028-dropped", "D009-scores", *SLOW])
@@ -275,7 +291,7 @@ def test_the_line_of_a_defect_is_named(tmp_path, name):
     assert found.at.text[found.at.line - found.at.first].strip()
 
 
-@pytest.mark.parametrize("name", ["D026-joint", "X081", "D052"])
+@pytest.mark.parametrize("name", ["D026-joint", "X081", "D052", "D019-no-eps"])
 def test_where_two_places_may_be_wrong_none_is_called_the_line(tmp_path, name):
     found, _ = answer(tmp_path, name)
     assert found.kind == "between"
@@ -298,7 +314,7 @@ def test_without_a_name_it_is_between_the_last_right_value_and_the_first_other(t
     asked.defect = None
     found = Locator(engine, {asked.cell.mechanism: family}, {}, tmp_path).locate(asked)
     assert (found.kind, found.defects) == ("between", [])
-    assert scoring.touches(found, lines)
+    assert scoring.names(found.at, lines)
 
 
 def test_another_line_is_called_wrong(tmp_path):
@@ -328,12 +344,13 @@ def test_no_line_is_blamed_wrongly(tmp_path, part):
     known = [one for one in known if registry()[one.mechanism].tokens <= locating.LONGEST][part::4]
     kinds = {}
     for one in known:
-        if one.mechanism == "mtp" or one.between_calls:
-            continue
+        family = reference(registry()[one.mechanism], 0)
+        if family.measure("oneshot", patched_logits(family, "oneshot", [one])).ratio <= 1:
+            continue  # between calls, or in batches, or it only multiplies rounding: this cell is not red
         found, lines = answer(tmp_path / one.id, one.id)
         kinds.setdefault(scoring.verdict(found, lines), []).append(one.id)
     assert scoring.WRONG not in kinds, kinds[scoring.WRONG]
-    assert len(kinds[scoring.RIGHT]) >= 10
+    assert len(kinds[scoring.RIGHT]) >= 5
 
 
 # --- somebody else's ports -----------------------------------------------------------------------------------------

@@ -235,8 +235,10 @@ def is_value(value) -> bool:
 
 
 def is_array(value) -> bool:
-    """Whether it is an array of MLX, torch or NumPy."""
-    return type(value).__module__.partition(".")[0] in ("mlx", "torch", "numpy") and hasattr(value, "shape")
+    """Whether it is an array of MLX, torch or NumPy that holds numbers: no class of them, nothing on torch's meta."""
+    if isinstance(value, type) or type(value).__module__.partition(".")[0] not in ("mlx", "torch", "numpy"):
+        return False
+    return hasattr(value, "shape") and not getattr(value, "is_meta", False)
 
 
 def numbers(value) -> list[float]:

@@ -173,11 +173,10 @@ def where(file: str, line: int) -> str:
 class WrongLine:
     """Where in the candidate's own code a red mechanism goes wrong.
 
-    kind: "line" (the statement `at` gives what the named defects make of right values, or is where they are put
-    together), "between" (`after` gives the last right value, `at` the first that is not), or "not seen", where there is
-    neither and the sentence says why. defects: what it is about; empty where none is named. gives: what `at` binds.
-    inputs_right: whether every value that `at` reads is the reference's, the strongest form. expected, got: a few
-    numbers of that value, in order of size, where both are known.
+    kind: "line" (the statement `at` gives what the named defects make of right values), "between" (one of `after` and
+    `at` may be wrong, or what runs between them), or "not seen"; the sentence says why. defects: what it is about;
+    empty where none is named. gives: what `at` binds. inputs_right: whether every value that `at` reads is the
+    reference's, the strongest form. expected, got: a few numbers of that value, in order of size, where both are known.
     """
 
     kind: str

@@ -9,7 +9,7 @@ from ..candidates.watching import Event
 from .causes import Cause, Causes
 from .matching import Meant
 from .operations import GIVEN, Operation
-from .seen import Seen
+from .seen import Seen, same
 
 LINE, BETWEEN, UNSEEN = "line", "between", "not seen"
 ELSEWHERE = 2  # other places that a right function is called from: at one alone it may be right by chance
@@ -127,7 +127,7 @@ class Finding:
     def _number(self, stack: list[int], number: float, made: str) -> Answer:
         """A number that the defect has: where it was chosen."""
         seen = self.seen
-        while len(stack) > 1 and any(abs(one - number) <= 1e-6 * abs(number) for one in seen.call(stack[0]).numbers):
+        while len(stack) > 1 and any(same(one, number) for one in seen.call(stack[0]).numbers):
             stack = stack[1:]
         names = seen.reads(stack[0], number)
         if not names:
@@ -162,6 +162,9 @@ class Finding:
             return Answer(LINE, f"{said}; what belongs there was made before", "misplaced", stack[0])
         if maker is None and any(seen.given(one, keys) for one in stack):
             return Answer(BETWEEN, said, "misplaced, given", use, seen.last_right(first))
+        if names := seen.reads(use, 0.0):  # which added, or multiplied and added, leaves a value as it was
+            outer = stack[1] if len(stack) > 1 else maker
+            return Answer(BETWEEN, f"{said}; `{names[0]}` is 0 here", "zero", use, outer)
         if maker is None:
             return Answer(LINE, said, "left out inside", use, inputs_right=True)
         if seen.near(maker, use) and seen.stack(event).index(use) <= HELPERS:

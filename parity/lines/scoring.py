@@ -8,7 +8,7 @@ from pathlib import Path
 from ..gate.defects import Defect
 from ..gate.defects.patching import edited
 from ..gate.results import Place, WrongLine
-from .answers import BETWEEN, LINE
+from .answers import LINE
 from .seen import NEAR
 
 RIGHT, WRONG = "right", "wrong"
@@ -37,8 +37,3 @@ def names(place: Place, lines: dict[str, list[tuple[int, int]]]) -> bool:
     """Whether a statement is what is changed, or near it."""
     here = lines.get(Path(place.file).name, [])
     return any(place.line - NEAR <= last and first <= place.end + NEAR for first, last in here)
-
-
-def touches(wrong: WrongLine, lines: dict[str, list[tuple[int, int]]]) -> bool:
-    """Of an answer BETWEEN, whether either of its places is what is changed, or near it."""
-    return wrong.kind == BETWEEN and any(names(one, lines) for one in (wrong.at, wrong.after) if one is not None)
