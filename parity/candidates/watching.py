@@ -25,7 +25,8 @@ LIBRARIES = ("mlx", "mlx_lm", "mlx_vlm", "transformers", "torch", "numpy")
 class Step:
     """A statement that ran, first and last line, in one call of its function. `reads`: expressions in it that are
     values, each with its place; `numbers`: those that are plain numbers, each with what it is; `small`: arrays that are
-    too small for values; `under`: the lines of the conditions that it depends on."""
+    too small for values; `under`: the lines of the conditions that it depends on; `absent`: what is None of what it
+    reads from objects."""
 
     file: str
     line: int
@@ -36,6 +37,7 @@ class Step:
     numbers: list[tuple[str, float]]
     small: list[str]
     under: list[int]
+    absent: list[str]
 
 
 @dataclass
@@ -142,6 +144,7 @@ class _Frame:
         self.reads: list[tuple[str, int]] = []
         self.numbers: list[tuple[str, float]] = []
         self.small: list[str] = []
+        self.absent: list[str] = []
         self.call = len(watch.calls)
         given = [value for name, value in frame.f_locals.items() if name in arguments(frame.f_code)]
         values = [part for value in given for part in parts(value)]
@@ -165,8 +168,10 @@ class _Frame:
     def _open(self, frame, statement: ast.stmt | None):
         self.statement, self.now = statement, None
         self.before = {name: id(value) for name, value in frame.f_locals.items()}
-        self.reads, self.numbers, self.small = [], [], []
+        self.reads, self.numbers, self.small, self.absent = [], [], [], []
         for text, value in read(statement, frame) if statement is not None else ():
+            if value is None and "." in text:
+                self.absent.append(text)
             plain = [(text, number) for number in numbers(value)]
             self.numbers += plain
             if not plain and is_array(value) and size_of(value) < SMALLEST:
@@ -208,7 +213,7 @@ class _Frame:
             self.now = len(self.watch.steps)
             span = self.file, self.statement.lineno, header_end(self.statement), self.function
             under = self.watch.conditions.get(self.statement, [])
-            self.watch.steps.append(Step(*span, self.call, self.reads, self.numbers, self.small, under))
+            self.watch.steps.append(Step(*span, self.call, self.reads, self.numbers, self.small, under, self.absent))
         return self.now
 
 

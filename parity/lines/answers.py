@@ -8,8 +8,10 @@ from ..candidates.told import Watched
 from ..candidates.watching import Event
 from .causes import Cause, Causes
 from .matching import Meant
+from .narrowing import Between, Narrowing
 from .operations import GIVEN, Operation
 from .seen import Seen, same
+from .sites import Site
 
 LINE, BETWEEN, UNSEEN = "line", "between", "not seen"
 ELSEWHERE = 2  # other places that a right function is called from: at one alone it may be right by chance
@@ -36,8 +38,15 @@ class Finding:
     """A watched run, what its values are, and the operations of the reference, as it is and with the named defects;
     without those, `wrong` is None."""
 
-    def __init__(self, watched: Watched, meant: list[Meant], right: list[Operation], wrong: list[Operation] | None):
-        self.watched, self.meant, self.seen = watched, meant, Seen(watched, meant)
+    def __init__(
+        self,
+        watched: Watched,
+        meant: list[Meant],
+        right: list[Operation],
+        wrong: list[Operation] | None,
+        sites: list[Site] = (),
+    ):
+        self.watched, self.meant, self.seen, self.sites = watched, meant, Seen(watched, meant), sites
         self.causes = Causes(right, wrong or [])
 
     def answer(self) -> Answer:
@@ -58,7 +67,19 @@ class Finding:
         found.instead = cause.instead if cause.key == self.meant[event.value].key else ""
         if found.after == found.at:
             found.after = seen.last_right(first) if found.kind == BETWEEN else None
-        return found
+        return self._narrowed(found, first, cause) if found.kind == BETWEEN and self.sites else found
+
+    def _narrowed(self, found: Answer, first: int, cause: Cause) -> Answer:
+        """The line, where it can be told from what the reference does in the place of the defect."""
+        origin = self.causes.origin(self.meant[self.watched.events[first].value].key)
+        between = Between(found.at, found.after, found.rule, first, cause, origin)
+        told = Narrowing(self.seen, self.causes.wrong, self.sites, between).step()
+        if told is None:
+            return found
+        step, site = told
+        said = f"this does what `{site.function}` does in the reference, and there the defect stands ({site.file}); "
+        said += MADE.format(what=self._what(self.watched.events[first]))
+        return Answer(LINE, said, f"its place, {found.rule}", step, event=found.event, instead=found.instead)
 
     def _not_here(self, first: int, event: Event, cause: Cause) -> Answer | None:
         """Where the step only passes on what is wrong, or nobody sees what it reads."""

@@ -19,6 +19,7 @@ from ..gate.results import Cell, Diagnosis, Place, WrongLine
 from .answers import UNSEEN, Answer, Finding
 from .matching import meanings
 from .operations import Operation, recorded
+from .sites import sites
 from .values import Values
 
 MOST = 3  # findings for which it is looked for: each costs a run of the port and some of the reference
@@ -78,7 +79,9 @@ class Locator:
         right, operations = self._reference(cell, asked.others)
         defective = self._reference(cell, (*asked.others, *asked.defects)) if asked.defect else None
         meant = meanings(watched, right, defective and defective[0])
-        answer = Finding(watched, meant, operations, defective and defective[1]).answer()
+        others = [self.known[name] for name in asked.others]
+        places = sites(self.known[asked.defect], others) if asked.defect else []
+        answer = Finding(watched, meant, operations, defective and defective[1], places).answer()
         self._tell(wrong, answer, watched, operations)
         if watched.full and answer.kind == UNSEEN:
             wrong.sentence += "; its lines computed more than is kept"

@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import hashlib
+import sys
 from collections.abc import Callable
 from dataclasses import dataclass
+from pathlib import Path
+from types import FrameType
 
 import numpy as np
 import torch
@@ -13,17 +16,29 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 from torch.utils.weak import WeakIdKeyDictionary
 
+import reference_torch
+
 from ..candidates.watching import LARGEST, SMALLEST
 
 GIVEN = "given"
+OWN = str(Path(reference_torch.__file__).parent)
 # What only lays the same numbers out anew.
 VIEWS = {"view", "_unsafe_view", "permute", "transpose", "t", "unsqueeze", "squeeze", "detach", "clone", "alias"}
 
 
 @dataclass(frozen=True, eq=False)
+class Called:
+    """One call of a function of the reference: its file's name and its own."""
+
+    file: str
+    function: str
+
+
+@dataclass(frozen=True, eq=False)
 class Operation:
     """What an operation gave, sorted and as it lies, and from what: keys of its inputs, each that of the sorted
-    numbers, and plain numbers. An operation GIVEN is what no operation gave: weights, token ids."""
+    numbers, and plain numbers. An operation GIVEN is what no operation gave: weights, token ids. where: the calls that
+    it was done in, the nearest first, and their lines."""
 
     name: str
     value: np.ndarray
@@ -31,6 +46,7 @@ class Operation:
     key: str
     inputs: frozenset[str]
     numbers: tuple[float, ...] = ()
+    where: tuple[tuple[Called, int], ...] = ()
 
     @property
     def plain(self) -> bool:
@@ -46,6 +62,7 @@ class _Recorder(TorchDispatchMode):
         self.operations: list[Operation] = []
         self.seen: set[str] = set()
         self.sorted = WeakIdKeyDictionary()  # tensors: their numbers in order, and the key of these
+        self.calls: dict[int, tuple[FrameType, Called]] = {}  # by the identity of their frame, which is kept alive
 
     @classmethod
     def _should_skip_dynamo(cls) -> bool:
@@ -56,7 +73,7 @@ class _Recorder(TorchDispatchMode):
         leaves = tree_leaves((args, kwargs))
         given = [self._input(one) for one in leaves if fits(one)]
         numbers = tuple(number for one in leaves for number in _numbers(one))
-        out = function(*args, **(kwargs or {}))
+        out, where = function(*args, **(kwargs or {})), self._where(sys._getframe(1))
         name = function.overloadpacket.__name__
         if function._schema.is_mutable:  # and so may be what shares its memory
             self.sorted = WeakIdKeyDictionary()
@@ -64,10 +81,21 @@ class _Recorder(TorchDispatchMode):
             if fits(one):
                 same = name in VIEWS and len(given) == 1 and one.numel() == len(given[0][0])
                 self.sorted[one] = value, key = given[0] if same else in_order(one)
-                made = Operation(str(function), value, _laid(one), key, frozenset(k for _, k in given), numbers)
+                made = Operation(str(function), value, _laid(one), key, frozenset(k for _, k in given), numbers, where)
                 self.operations.append(made)
                 self.seen.add(key)
         return out
+
+    def _where(self, frame: FrameType | None) -> tuple[tuple[Called, int], ...]:
+        found = []
+        while frame is not None:
+            code = frame.f_code
+            if code.co_filename.startswith(OWN):
+                if id(frame) not in self.calls:
+                    self.calls[id(frame)] = frame, Called(Path(code.co_filename).name, code.co_qualname)
+                found.append((self.calls[id(frame)][1], frame.f_lineno))
+            frame = frame.f_back
+        return tuple(found)
 
     def _input(self, tensor: Tensor) -> tuple[np.ndarray, str]:
         """What an operation reads; if no operation gave it, it is one of its own."""

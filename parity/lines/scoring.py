@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import difflib
 from pathlib import Path
 
 from ..gate.defects import Defect
@@ -10,6 +9,7 @@ from ..gate.defects.patching import edited
 from ..gate.results import Place, WrongLine
 from .answers import LINE
 from .seen import NEAR
+from .sites import changes
 
 RIGHT, WRONG = "right", "wrong"
 
@@ -19,9 +19,8 @@ def changed(defect: Defect, folder: Path) -> dict[str, list[tuple[int, int]]]:
     the line behind."""
     found = {}
     for file, text in edited([defect], "dsv4_mlx").items():
-        before, after = (folder / file).read_text(encoding="utf-8").splitlines(), text.splitlines()
-        codes = difflib.SequenceMatcher(None, before, after, autojunk=False).get_opcodes()
-        found[file] = [(low + 1, max(high, low + 1)) for tag, _, _, low, high in codes if tag != "equal"]
+        lines = [come for _, come in changes((folder / file).read_text(encoding="utf-8"), text)]
+        found[file] = [(come.start, max(come.start, come.stop - 1)) for come in lines]
     return found
 
 

@@ -94,8 +94,12 @@ class Seen:
 
     def near(self, one: int, other: int) -> bool:
         """Whether two steps are one place of one call."""
+        return self.steps[one].call == self.steps[other].call and self.beside(one, other)
+
+    def beside(self, one: int, other: int) -> bool:
+        """Whether their lines are near each other, whatever the call."""
         a, b = self.steps[one], self.steps[other]
-        return a.call == b.call and a.line - NEAR <= b.end and b.line - NEAR <= a.end
+        return a.line - NEAR <= b.end and b.line - NEAR <= a.end
 
     def last_right(self, before: int) -> int | None:
         """The step that gave the last right value, in the same call if there is one."""
