@@ -354,7 +354,7 @@ def test_bad_tokens_are_one_sentence(capsys, checkpoint, tmp_path, what):
 def test_tokens_from_a_file_or_a_text(capsys, checkpoint, tmp_path, given):
     target = tmp_path / "report.json"
     tokens = ids_file(tmp_path, given) if given[0] == "[" else given
-    assert run(capsys, checkpoint("F1"), "--tokens", tokens, "--json", target)[0] == 0
+    assert run(capsys, checkpoint("F1"), "--tokens", tokens, "--layers", "0-0", "--json", target)[0] == 0
     assert json.loads(target.read_text())["facts"]["tokens"] == 5
 
 

@@ -33,13 +33,24 @@ def upto(*mechanisms):
     return [name for name in WHOLE if name in wanted]
 
 
-def diagnosed(defects, mechanisms, scratch, seed=0, unknown=()):
-    """dsv4_mlx with these defects: its cells, the hypothesis, what the report says, whether the mechanism was red."""
-    engine, diagnoser = Patched(defects), Diagnoser({}, Matrix())
-    diagnoser.known = {name: one for name, one in diagnoser.known.items() if name not in unknown}
+def judged(defects, mechanisms, scratch):
+    """dsv4_mlx with these defects: the probes' references and the matrix."""
+    engine, families, matrix = Patched(defects), {}, Matrix()
     for name in mechanisms:
-        diagnoser.families[name] = reference(registry()[name], seed)
-        judge_probe(engine, diagnoser.families[name], scratch / name, diagnoser.matrix)
+        families[name] = reference(registry()[name], 0)
+        judge_probe(engine, families[name], scratch / name, matrix)
+    return families, matrix
+
+
+def diagnosed(defects, mechanisms, scratch, unknown=()):
+    """dsv4_mlx with these defects: its cells, the hypothesis, what the report says, whether the mechanism was red."""
+    return explained(*judged(defects, mechanisms, scratch), unknown)
+
+
+def explained(families, matrix, unknown=()):
+    """As above, of what was judged, where these defects are not known."""
+    diagnoser = Diagnoser(families, replace(matrix, cells=[replace(cell) for cell in matrix.cells]))
+    diagnoser.known = {name: one for name, one in diagnoser.known.items() if name not in unknown}
     hypothesis = diagnoser.diagnose()
     said = explain(diagnoser, hypothesis)
     red = [cell for cell in diagnoser.matrix.cells if cell.verdict is not Verdict.PARITY]
@@ -129,17 +140,17 @@ def test_two_at_once(tmp_path, ids):
 
 def test_what_goes_wrong_between_calls_hides_nothing_that_one_call_shows(tmp_path):
     """A remainder dropped, in a way that no known defect drops it, and rows not rotated, which all schedules show."""
-    mechanisms = upto("rope.plain_rows", "compressor.plain")
+    found = judged(of_ids("D036", "D005"), ["compressor.plain", "rope.plain_rows"], tmp_path)
     between = [name for name, one in KNOWN.items() if one.mechanism == "compressor.plain" and one.schedules]
     far = [name for name, one in KNOWN.items() if one.mechanism not in ("compressor.plain", "rope.plain_rows")]
     assert "D036" in between
-    found = diagnosed(of_ids("D036", "D005"), mechanisms, tmp_path, unknown=[*between, *far])  # far: for the time
+    assert explained(*found).named == {"D036", "D005"}
+    found = explained(*found, unknown=[*between, *far])  # far: for the time
     assert found.named == {"D005"}
     red = {(cell.mechanism, cell.schedule): cell.explained_by for cell in found.red}
     assert red["rope.plain_rows", "oneshot"] == red["rope.plain_rows", "cached"] == ["D005"]
     assert [by for (name, _), by in red.items() if name == "compressor.plain"] == [[], []]
     assert found.said[-1].sentence.startswith("No known defect")
-    assert diagnosed(of_ids("D036", "D005"), mechanisms, tmp_path).named == {"D036", "D005"}
 
 
 def test_one_way_without_a_cache_and_another_with_one_though_neither_is_of_this_mechanism(tmp_path):

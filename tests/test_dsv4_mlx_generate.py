@@ -15,6 +15,7 @@ from test_serving import END, ids_of, words, write_checkpoint
 
 import dsv4_mlx
 from dsv4_mlx import TokenStream, UsageError, generate, token_wise
+from dsv4_mlx.__main__ import mtp_generate
 from dsv4_mlx.registration import MODULE
 from parity.cases.strategies import checkpoint_tensors
 from parity.judging.sides import MLXSide
@@ -26,7 +27,6 @@ CONFIGS = {
     "three blocks": tiny((0, 4, 128, 0, 0, 0), mtp=3),
 }
 PROMPT = token_ids(CONFIGS["one block"], 130, seed=3)[0].tolist()
-LENGTHS = [1, 9, 125]  # rings wrap; blocks of 4 and, in the last, the one of 128 end among the new tokens
 
 
 class Decoding:
@@ -99,9 +99,10 @@ DRAFTS = {"own": None, "right": lambda position: True, "half right": half, "wron
 
 
 @pytest.mark.parametrize("draft_tokens", [1, *(pytest.param(n, marks=pytest.mark.slow) for n in (2, 4)), 15])
-@pytest.mark.parametrize("length", LENGTHS)
+@pytest.mark.parametrize("length", [1, pytest.param(9, marks=pytest.mark.slow), 125])
 @pytest.mark.parametrize("drafts", DRAFTS)
 def test_tokens_are_those_of_greedy_decoding(decoding, length, draft_tokens, drafts):
+    """Rings wrap; blocks of 4 and, of the longest prompt, the one of 128 end among the new tokens."""
     stream = decoding.stream(length, DRAFTS[drafts], draft_tokens=draft_tokens)
     found = list(stream)
     assert [token for token, _ in found] == decoding.greedy(PROMPT[:length])
@@ -262,7 +263,7 @@ def command(*arguments):
     )
 
 
-def test_command(folder):
+def test_command(folder, monkeypatch, capsys):
     asked = ["--model", str(folder), "--prompt", "w7 w12 w30", "--max-tokens", "12"]
     ended = command("mtp_generate", *asked, "--draft-tokens", "3")
     assert ended.returncode == 0, ended.stderr
@@ -271,10 +272,16 @@ def test_command(folder):
     assert ids_of(text) == ids_of(plain) != []
     assert "tokens-per-sec" in figures
     assert "accepted" in figures
-    refused = command("mtp_generate", *asked, "--draft-tokens", "16")
-    assert refused.returncode == 2
-    assert refused.stderr.endswith("error: draft_tokens is 16; give a whole number from 1 to 15.\n")
-    assert "Greedy only" in command("mtp_generate", "--help").stdout
+
+    monkeypatch.setitem(sys.modules, MODULE, None)
+    dsv4_mlx.register()
+    with pytest.raises(SystemExit) as refused:
+        mtp_generate([*asked, "--draft-tokens", "16"])
+    assert refused.value.code == 2
+    assert capsys.readouterr().err.endswith("error: draft_tokens is 16; give a whole number from 1 to 15.\n")
+    with pytest.raises(SystemExit):
+        mtp_generate(["--help"])
+    assert "Greedy only" in capsys.readouterr().out
 
 
 # --- misuse ------------------------------------------------------------------------------------------------

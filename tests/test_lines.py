@@ -2,6 +2,7 @@
 with -m slow for every known defect."""
 
 import json
+from functools import cache
 from pathlib import Path
 
 import numpy as np
@@ -275,25 +276,32 @@ def located(name, mechanism=None, schedule="oneshot", first_token=0):
     return asked, Patched([defect]), family, scoring.changed(defect, Path(dsv4_mlx.__file__).parent)
 
 
-def answer(tmp_path, name, **where):
-    asked, engine, family, lines = located(name, **where)
-    found = Locator(engine, {asked.cell.mechanism: family}, catalogue(), tmp_path).locate(asked)
-    return found, lines
+@pytest.fixture(scope="module")
+def answer(tmp_path_factory):
+    """answer("D016") is what is said of this defect, looked for once, and the lines that it changes."""
+
+    @cache
+    def located_once(name):
+        asked, engine, family, lines = located(name)
+        folder = tmp_path_factory.mktemp(name)
+        return Locator(engine, {asked.cell.mechanism: family}, catalogue(), folder).locate(asked), lines
+
+    return located_once
 
 
 SLOW = [pytest.param(name, marks=pytest.mark.slow) for name in ("D008", "X059", "D076-up", "D019-one-more")]
 
 
 @pytest.mark.parametrize("name", ["D016", "D026", "D028-dropped", "D009-scores", *SLOW])
-def test_the_line_of_a_defect_is_named(tmp_path, name):
-    found, lines = answer(tmp_path, name)
+def test_the_line_of_a_defect_is_named(answer, name):
+    found, lines = answer(name)
     assert scoring.verdict(found, lines) == scoring.RIGHT
     assert found.at.text[found.at.line - found.at.first].strip()
 
 
 @pytest.mark.parametrize("name", ["D026-joint", "X081", "D052", "D019-no-eps"])
-def test_where_two_places_may_be_wrong_none_is_called_the_line(tmp_path, name):
-    found, _ = answer(tmp_path, name)
+def test_where_two_places_may_be_wrong_none_is_called_the_line(answer, name):
+    found, _ = answer(name)
     assert found.kind == "between"
     assert found.at is not None
     assert found.after is not None
@@ -317,9 +325,9 @@ def test_without_a_name_it_is_between_the_last_right_value_and_the_first_other(t
     assert scoring.names(found.at, lines)
 
 
-def test_another_line_is_called_wrong(tmp_path):
+def test_another_line_is_called_wrong(answer):
     """The score can fail: the same answer, held to the lines of another defect."""
-    found, lines = answer(tmp_path, "D016")
+    found, lines = answer("D016")
     other = scoring.changed(catalogue()["D028-dropped"], Path(dsv4_mlx.__file__).parent)
     assert scoring.verdict(found, lines) == scoring.RIGHT
     assert scoring.verdict(found, other) == scoring.WRONG
@@ -338,7 +346,7 @@ def test_a_right_port_has_no_wrong_value(tmp_path):
 
 @pytest.mark.slow
 @pytest.mark.parametrize("part", range(4))
-def test_no_line_is_blamed_wrongly(tmp_path, part):
+def test_no_line_is_blamed_wrongly(answer, part):
     """Every known defect in its own probe, one call without a cache."""
     known = [one for one in catalogue().values() if one.mlx and one.reference and not one.outside]
     known = [one for one in known if registry()[one.mechanism].tokens <= locating.LONGEST][part::4]
@@ -347,7 +355,7 @@ def test_no_line_is_blamed_wrongly(tmp_path, part):
         family = reference(registry()[one.mechanism], 0)
         if family.measure("oneshot", patched_logits(family, "oneshot", [one])).ratio <= 1:
             continue  # between calls, or in batches, or it only multiplies rounding: this cell is not red
-        found, lines = answer(tmp_path / one.id, one.id)
+        found, lines = answer(one.id)
         kinds.setdefault(scoring.verdict(found, lines), []).append(one.id)
     assert scoring.WRONG not in kinds, kinds[scoring.WRONG]
     assert len(kinds[scoring.RIGHT]) >= 5

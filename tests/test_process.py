@@ -56,6 +56,16 @@ def started(tmp_path):
                 os.killpg(pid, 0)
 
 
+@pytest.fixture(scope="module")
+def unchanged(tmp_path_factory):
+    """One process for the tests in which it does not end."""
+    scratch = tmp_path_factory.mktemp("unchanged")
+    with Process(resolve(str(CANDIDATES / "unchanged.py")), scratch, 60.0, 4.0) as candidate:
+        child = candidate.child
+        yield candidate
+        assert candidate.child is child
+
+
 def one_shot(candidate):
     return candidate.run("one shot", IDS, [9], cached=False)
 
@@ -71,8 +81,8 @@ def said(error, call) -> str:
     return sentence
 
 
-def test_the_schedule_is_followed_and_the_logits_are_the_models_own(started, folder, expected):
-    candidate = started("unchanged")
+def test_the_schedule_is_followed_and_the_logits_are_the_models_own(unchanged, folder, expected):
+    candidate = unchanged
     candidate.load(folder)
     assert np.array_equal(one_shot(candidate), expected)
     assert candidate.dtype == "float32"
@@ -200,12 +210,11 @@ def test_problems_of_the_import(started):
     assert "has no Model with a ModelArgs" in said(process.Raised, lambda: started("no_model"))
 
 
-def test_a_checkpoint_that_does_not_fit_is_the_candidates_own_error(started, tmp_path):
+def test_a_checkpoint_that_does_not_fit_is_the_candidates_own_error(unchanged, tmp_path):
     tensors = checkpoint_tensors(CONFIG, 0, "float32")
     short = {name: tensor for name, tensor in tensors.items() if name != "norm.weight"}
-    candidate = started("unchanged")
     wrong = write_folder(tmp_path / "wrong", CONFIG, short)
-    sentence = said(process.Raised, lambda: candidate.load(wrong))
+    sentence = said(process.Raised, lambda: unchanged.load(wrong))
     assert "raised UsageError while loading the checkpoint" in sentence
     assert "norm.weight" in sentence
 
@@ -218,11 +227,10 @@ def test_a_process_that_dies_between_requests_is_started_again(started, folder, 
     assert np.array_equal(one_shot(candidate), expected)
 
 
-def test_the_checkpoint_is_a_copy(started, folder):
+def test_the_checkpoint_is_a_copy(unchanged, folder):
     before = {file.name: file.read_bytes() for file in folder.iterdir()}
-    candidate = started("unchanged")
-    candidate.load(folder)
-    assert not list(candidate.work.glob("checkpoint-*"))
+    unchanged.load(folder)
+    assert not list(unchanged.work.glob("checkpoint-*"))
     assert {file.name: file.read_bytes() for file in folder.iterdir()} == before
 
 
@@ -244,9 +252,8 @@ def test_secrets_stay_in_the_harness(tmp_path, monkeypatch):
 
 
 @pytest.mark.parametrize("planted", ["link", "circle", "folder", "nothing", "pipe", "pickle", "large", "short"])
-def test_no_file_of_a_candidate_is_trusted(started, tmp_path, planted):
-    candidate = started("unchanged")
-    file = candidate.work / "logits.npy"
+def test_no_file_of_a_candidate_is_trusted(unchanged, tmp_path, planted):
+    file = unchanged.work / f"{planted}.npy"
     if planted == "link":
         np.save(tmp_path / "other.npy", np.zeros(3, np.float32))
         file.symlink_to(tmp_path / "other.npy")
@@ -263,11 +270,10 @@ def test_no_file_of_a_candidate_is_trusted(started, tmp_path, planted):
         if planted == "short":
             os.truncate(file, 200)
     with pytest.raises(ValueError):  # noqa: PT011 - any: the caller makes it a sentence
-        candidate._array(file, most=1000)
+        unchanged._array(file, most=1000)
 
 
-def test_ids_of_both_libraries_are_taken(started, folder, expected):
-    candidate = started("unchanged")
-    candidate.load(folder)
-    got = candidate.run("one shot", torch.as_tensor(IDS), [9], cached=False)
-    assert np.array_equal(got, candidate.run("one shot", IDS.numpy(), [9], cached=False))
+def test_ids_of_both_libraries_are_taken(unchanged, folder, expected):
+    unchanged.load(folder)
+    got = unchanged.run("one shot", torch.as_tensor(IDS), [9], cached=False)
+    assert np.array_equal(got, unchanged.run("one shot", IDS.numpy(), [9], cached=False))

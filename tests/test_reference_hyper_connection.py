@@ -102,7 +102,7 @@ def test_pre_by_loops():
         pre = [sigmoid(m[j] * scale[0] + base[j]) + config.hc_eps for j in range(n)]
         assert close(post[0, token], [2 * sigmoid(m[n + j] * scale[1] + base[n + j]) for j in range(n)])
         rows = [[m[2 * n + j * n + k] * scale[2] + base[2 * n + j * n + k] for k in range(n)] for j in range(n)]
-        assert close(comb[0, token], sinkhorn_by_loops(np.array(rows), 20, config.hc_eps))
+        assert close(comb[0, token], sinkhorn_by_loops(np.array(rows), config.hc_sinkhorn_iters, config.hc_eps))
         assert close(u[0, token], sum(pre[j] * x[j] for j in range(n)))
 
 
