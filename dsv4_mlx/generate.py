@@ -1,4 +1,4 @@
-"""Greedy generation in which the MTP blocks draft tokens and the backbone verifies them (spec 11)."""
+"""Generation in which the MTP blocks draft tokens and the backbone verifies them (spec 11)."""
 
 import time
 from collections.abc import Collection, Iterator, Sequence
@@ -9,6 +9,7 @@ import mlx.core as mx
 from .errors import UsageError
 from .model import Model
 from .pool import REWIND
+from .sampling import Greedy, Sampled, rule_of
 
 MOST_DRAFTS = REWIND - 1  # a call that verifies them is of REWIND tokens, all of which a cache can take back
 
@@ -20,8 +21,8 @@ class Drafter:
     at position i and token i + m + 1. Further drafts apply the last block again, to its own streams.
     """
 
-    def __init__(self, model: Model, draft_tokens: int):
-        self.model, self.cache = model, model.make_mtp_cache()
+    def __init__(self, model: Model, draft_tokens: int, rule: Greedy | Sampled):
+        self.model, self.cache, self.rule = model, model.make_mtp_cache(), rule
         self.blocks = min(len(model.mtp), draft_tokens)  # no draft would read what those behind keep
         # Of each block the streams at its last position: the next block has not read them, its token was unknown.
         self.last: list[mx.array | None] = [None] * self.blocks
@@ -54,12 +55,7 @@ class Drafter:
         return drafts
 
     def _after(self, streams: mx.array, depth: int) -> mx.array:
-        return _best(self.model.mtp_head(streams[:, -1:], depth))
-
-
-def _best(logits: mx.array) -> mx.array:
-    """[1, S, V] -> [1, S]; of equal logits the first."""
-    return logits.argmax(axis=-1).astype(mx.int32)
+        return self.rule.draft(self.model.mtp_head(streams[:, -1:], depth))
 
 
 def _joined(before: mx.array | None, streams: mx.array) -> mx.array:
@@ -67,7 +63,8 @@ def _joined(before: mx.array | None, streams: mx.array) -> mx.array:
 
 
 class TokenStream(Iterator[tuple[int, bool]]):
-    """Pairs (token, from_draft), the tokens being those of plain greedy decoding.
+    """Pairs (token, from_draft): the tokens of plain greedy decoding or, with a temperature, as likely as in plain
+    sampling.
 
     A token of ``eos_token_ids`` is given and ends the stream. ``drafted`` and ``accepted`` count the drafts so far.
     """
@@ -81,9 +78,11 @@ class TokenStream(Iterator[tuple[int, bool]]):
         draft_tokens: int = 1,
         eos_token_ids: Collection[int] = (),
         prefill_step_size: int = 2048,
+        **sampling,
     ):
         """``draft_tokens``: drafts a verification, 1 to 15. ``prefill_step_size``: tokens of the prompt a call.
 
+        ``sampling``: temp, top_p, top_k, min_p and seed of ``sampling.rule_of``; greedy without them.
         Raises UsageError at once, before anything is computed.
         """
         if not getattr(model, "mtp", None):
@@ -95,7 +94,8 @@ class TokenStream(Iterator[tuple[int, bool]]):
         self.model, self.max_tokens, self.draft_tokens = model, max_tokens, draft_tokens
         self.eos_token_ids = frozenset(eos_token_ids)
         self.prefill_step_size = prefill_step_size
-        self.cache, self.drafter = model.make_cache(), Drafter(model, draft_tokens)
+        self.rule = rule_of(model.args.vocab_size, **sampling)
+        self.cache, self.drafter = model.make_cache(), Drafter(model, draft_tokens, self.rule)
         self.drafted = self.accepted = 0
         self._tokens = self._until_end(prompt)
 
@@ -121,16 +121,13 @@ class TokenStream(Iterator[tuple[int, bool]]):
                 ids = mx.concatenate([ids, self.drafter.draft(count)], axis=1)
                 self.drafted += count
             streams = self.model.streams(ids, self.cache)
-            best = _best(self.model.logits(streams))
-            drafts, true = ids[0, 1:].tolist(), best[0].tolist()
-            taken = next((i for i, draft in enumerate(drafts) if draft != true[i]), len(drafts))
+            found = self.rule.verify(self.model.logits(streams), ids[:, 1:])
             for state in self.cache:
-                state.trim(len(drafts) - taken)
-            self.drafter.feed(streams[:, : taken + 1], best[:, : taken + 1])
-            for index in range(taken + 1):
-                yield true[index], index < taken
-            given += taken + 1
-            token = true[taken]
+                state.trim(ids.shape[1] - len(found))
+            self.drafter.feed(streams[:, : len(found)], mx.array([found], dtype=mx.int32))
+            for index, token in enumerate(found, start=1):
+                yield token, index < len(found)
+            given += len(found)
 
     def _prefill(self, prompt: mx.array) -> int:
         """Feed the prompt [1, P]; the token after it."""
@@ -141,12 +138,12 @@ class TokenStream(Iterator[tuple[int, bool]]):
             if end < length:
                 following = prompt[:, start + 1 : end + 1]
             else:
-                token = _best(self.model.logits(streams[:, -1:]))
-                following = mx.concatenate([prompt[:, start + 1 :], token], axis=1)
+                found = self.rule.verify(self.model.logits(streams[:, -1:]), prompt[:, :0])
+                following = mx.concatenate([prompt[:, start + 1 :], mx.array([found], dtype=mx.int32)], axis=1)
             self.drafter.feed(streams, following)
             mx.eval([state.state for state in [*self.cache, *self.drafter.cache]], self.drafter.last)
             mx.clear_cache()
-        return token.item()
+        return found[0]
 
 
 def _check_number(name: str, value: int, most: int | None = None):
@@ -177,7 +174,7 @@ def generate(
     eos_token_ids: Collection[int] | None = None,
     **options,
 ) -> str | list[int]:
-    """What greedy decoding continues the prompt with: text, or a list of ids where ``tokenizer`` is None.
+    """What the model continues the prompt with: text, or a list of ids where ``tokenizer`` is None.
 
     The end token is left out. ``eos_token_ids`` is the tokenizer's where None is given. ``verbose`` prints the text as
     it comes, then speed and accepted drafts. ``options`` and UsageError are those of ``TokenStream``.
