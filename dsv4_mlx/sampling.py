@@ -5,7 +5,7 @@ from __future__ import annotations
 from numbers import Integral, Real
 
 import mlx.core as mx
-from mlx_lm.sample_utils import apply_min_p, apply_top_k, apply_top_p
+from mlx_lm.sample_utils import Sampler, apply_min_p, apply_top_k, apply_top_p, greedy_sampler, make_sampler
 
 from .errors import UsageError
 
@@ -43,6 +43,10 @@ class Greedy:
         taken = next((i for i, draft in enumerate(drafted) if draft != true[i]), len(drafted))
         return true[: taken + 1]
 
+    def sampler(self) -> Sampler:
+        """mlx-lm's for plain decoding by the same options."""
+        return greedy_sampler
+
 
 class Sampled:
     """Draws. Drafts are drawn from the drafter's q, which is kept here until ``verify``.
@@ -76,6 +80,10 @@ class Sampled:
         stands = (odds < mx.take_along_axis(p[:count], at, axis=1))[:, 0].tolist()
         taken = stands.index(False) if False in stands else count
         return [*drafts[0, :taken].tolist(), own[taken].item()]
+
+    def sampler(self) -> Sampler:
+        """As ``Greedy.sampler``."""
+        return make_sampler(self.temp, self.top_p, self.min_p, top_k=self.top_k)
 
     def _log(self, logits: mx.array) -> mx.array:
         """[1, S, V] -> what ``softmax`` makes the probabilities of: mlx-lm's own steps, in its order."""
