@@ -1,6 +1,7 @@
 """mlx-lm's commands with this model: ``python -m dsv4_mlx generate --model FOLDER ...``, ``server``, ``chat``, ...
 
-Two are our own: ``generate --mtp``, see ``generate.py``, and ``convert``, see ``conversion.py``.
+Our own are ``generate --mtp``, see ``generate.py``, and ``convert``, see ``conversion.py``. ``server --mtp`` is
+mlx-lm's server with another decoding, see ``mtp_server.py``.
 """
 
 import argparse
@@ -145,6 +146,10 @@ def mlx_lm_command():
     """mlx-lm's own, but that a checkpoint or tokenizer that it cannot use is a sentence and exit code 2."""
     sys.argv[1:] = without_store(sys.argv[1:])
     try:
+        if sys.argv[1:2] == ["server"] and "--mtp" in sys.argv:
+            from . import mtp_server  # loads mlx-lm's server
+
+            sys.argv[2:] = mtp_server.prepare(sys.argv[2:])
         cli.main()
     except UsageError as error:
         _end(str(error))

@@ -1,13 +1,14 @@
 """Generation in which the MTP blocks draft tokens and the backbone verifies them (spec 11)."""
 
 import time
-from collections.abc import Collection, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from numbers import Integral
 
 import mlx.core as mx
 from mlx_lm.generate import generate_step
 from mlx_lm.tokenizer_utils import TokenizerWrapper
 
+from .cache import LayerCache
 from .errors import UsageError
 from .model import Model
 from .pool import REWIND
@@ -69,7 +70,8 @@ class TokenStream(Iterator[tuple[int, bool]]):
     """Pairs (token, from_draft): the tokens of plain greedy decoding or, with a temperature, as likely as in plain
     sampling.
 
-    A token of ``eos_token_ids`` is given and ends the stream. ``drafted`` and ``accepted`` count the drafts so far.
+    A token of ``eos_token_ids`` is given and ends the stream. ``past`` are the tokens given so far, ``logits`` [V]
+    those that the last one was chosen from; ``drafted`` and ``accepted`` count the drafts.
     """
 
     def __init__(
@@ -81,31 +83,42 @@ class TokenStream(Iterator[tuple[int, bool]]):
         draft_tokens: int = 1,
         eos_token_ids: Collection[int] = (),
         prefill_step_size: int = 2048,
+        cache: list[LayerCache] | None = None,
+        progress: Callable[[int, int], None] = lambda done, total: None,
         **sampling,
     ):
         """``draft_tokens``: drafts a verification, 1 to 15. ``prefill_step_size``: tokens of the prompt a call.
 
+        ``cache``: of ``make_cache``, which may hold what comes before the prompt; drafts are made of the prompt alone.
+        ``progress`` is told how many tokens of the prompt were fed, and how many it has.
         ``sampling``: temp, top_p, top_k, min_p and seed of ``sampling.rule_of``; greedy without them.
         Raises UsageError at once, before anything is computed.
         """
         if not getattr(model, "mtp", None):
             raise UsageError("The model has no MTP block to draft with: its checkpoint or its config counts none.")
-        _check_number("draft_tokens", draft_tokens, most=MOST_DRAFTS)
-        _check_number("max_tokens", max_tokens)
-        _check_number("prefill_step_size", prefill_step_size)
+        check_number("draft_tokens", draft_tokens, most=MOST_DRAFTS)
+        check_number("max_tokens", max_tokens)
+        check_number("prefill_step_size", prefill_step_size)
         prompt = _checked_ids(prompt, model.args.vocab_size)
         self.model, self.max_tokens, self.draft_tokens = model, max_tokens, draft_tokens
         self.eos_token_ids = frozenset(eos_token_ids)
         self.prefill_step_size = prefill_step_size
         self.rule = rule_of(model.args.vocab_size, **sampling)
-        self.cache, self.drafter = model.make_cache(), Drafter(model, draft_tokens, self.rule)
+        self.cache = model.make_cache() if cache is None else cache
+        self.drafter = Drafter(model, draft_tokens, self.rule)
         self.drafted = self.accepted = 0
-        self.past: list[int] = []  # tokens given so far
-        self._before = prompt.shape[1]
+        self.past: list[int] = []
+        self.logits: mx.array | None = None
+        self.progress, self._before = progress, self.cache[0].size() + prompt.shape[1]
         self._tokens = self._until_end(prompt)
 
     def __next__(self) -> tuple[int, bool]:
         return next(self._tokens)
+
+    def told(self) -> str:
+        """How many drafts stood, in words."""
+        share = f" ({self.accepted / self.drafted:.0%})" if self.drafted else ""
+        return f"Drafts: {self.accepted} of {self.drafted} accepted{share}"
 
     def settle(self):
         """End the stream; ``cache`` then holds the prompt and all tokens given, as mlx-lm leaves it."""
@@ -138,11 +151,13 @@ class TokenStream(Iterator[tuple[int, bool]]):
                 ids = mx.concatenate([ids, self.drafter.draft(count)], axis=1)
                 self.drafted += count
             streams = self.model.streams(ids, self.cache)
-            found = self.rule.verify(self.model.logits(streams), ids[:, 1:])
+            logits = self.model.logits(streams)
+            found = self.rule.verify(logits, ids[:, 1:])
             for state in self.cache:
                 state.trim(ids.shape[1] - len(found))
             self.drafter.feed(streams[:, : len(found)], mx.array([found], dtype=mx.int32))
             for index, token in enumerate(found, start=1):
+                self.logits = logits[0, index - 1]
                 yield token, index < len(found)
             given += len(found)
 
@@ -155,15 +170,19 @@ class TokenStream(Iterator[tuple[int, bool]]):
             if end < length:
                 following = prompt[:, start + 1 : end + 1]
             else:
-                found = self.rule.verify(self.model.logits(streams[:, -1:]), prompt[:, :0])
+                logits = self.model.logits(streams[:, -1:])
+                self.logits = logits[0, 0]
+                found = self.rule.verify(logits, prompt[:, :0])
                 following = mx.concatenate([prompt[:, start + 1 :], mx.array([found], dtype=mx.int32)], axis=1)
             self.drafter.feed(streams, following)
             mx.eval([state.state for state in [*self.cache, *self.drafter.cache]], self.drafter.last)
             mx.clear_cache()
+            self.progress(end, length)
         return found[0]
 
 
-def _check_number(name: str, value: int, most: int | None = None):
+def check_number(name: str, value: int, most: int | None = None):
+    """Raise UsageError unless the option is a whole number from 1 to ``most``."""
     if not isinstance(value, Integral) or value < 1 or (most is not None and value > most):
         allowed = "at least 1" if most is None else f"from 1 to {most}"
         raise UsageError(f"{name} is {value}; give a whole number {allowed}.")
@@ -226,11 +245,10 @@ def generate(
         detokenizer.finalize()
         say(detokenizer.last_segment)
     if verbose:
-        share = f" ({stream.accepted / stream.drafted:.0%})" if stream.drafted else ""
         print(f"{'' if detokenizer else tokens}\n{'=' * 10}\nPrompt: {first - started:.3f} s")
         speed = max(len(tokens) - 1, 0) / (ended - first)
         print(f"Generation: {len(tokens)} tokens, {speed:.3f} tokens-per-sec")
-        print(f"Drafts: {stream.accepted} of {stream.drafted} accepted{share}")
+        print(stream.told())
         if len(tokens) > 1:
             plain = _plain_speed(stream)
             print(f"Plainly: {COMPARED} more tokens, {plain:.3f} tokens-per-sec")

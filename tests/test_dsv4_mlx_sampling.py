@@ -33,6 +33,7 @@ class Ids(list):
     """A cache of token ids."""
 
     state = ()
+    size = list.__len__
 
     def trim(self, count):
         del self[len(self) - count :]
