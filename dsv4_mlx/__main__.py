@@ -42,7 +42,10 @@ def mtp_generate(arguments: list[str]):
     parser.add_argument("--mtp", action="store_true", required=True, help="without it the command is mlx-lm's own")
     parser.add_argument("--model", required=True, help="folder of the checkpoint, with its MTP tensors")
     parser.add_argument(
-        "--prompt", "-p", required=True, help="put into the tokenizer's chat template, if it has one; - reads it"
+        "--prompt",
+        "-p",
+        required=True,
+        help="put into the tokenizer's chat template, if it has one; - is standard input",
     )
     parser.add_argument(
         "--max-tokens", "-m", type=int, default=DEFAULT_MAX_TOKENS, help="tokens to generate at most (%(default)s)"
