@@ -1,6 +1,7 @@
 """mlx-lm's commands with this model: ``python -m dsv4_mlx generate --model FOLDER ...``, ``server``, ``chat``, ...
 
-Two are our own: ``mtp_generate``, see ``generate.py``, and ``convert``, see ``conversion.py``.
+Our own are ``generate --mtp``, see ``generate.py``, and ``convert``, see ``conversion.py``. ``server --mtp`` is
+mlx-lm's server with another decoding, see ``mtp_server.py``.
 """
 
 import argparse
@@ -14,6 +15,15 @@ from pathlib import Path
 import mlx_lm
 from mlx_lm import cli
 from mlx_lm.convert import MODEL_CONVERSION_DTYPES, QUANT_RECIPES
+from mlx_lm.generate import (
+    DEFAULT_MAX_TOKENS,
+    DEFAULT_MIN_P,
+    DEFAULT_SEED,
+    DEFAULT_TEMP,
+    DEFAULT_TOP_K,
+    DEFAULT_TOP_P,
+    str2bool,
+)
 
 from . import conversion
 from .errors import UsageError, reason
@@ -22,31 +32,51 @@ from .registration import register
 from .safetensors_folder import args_of, read_config
 
 
-def mtp_generate(arguments: list[str]):
-    """Load a model, generate, print text and figures."""
+def generate_mtp(arguments: list[str]):
+    """Load a model, generate with drafts, print text and figures."""
     parser = argparse.ArgumentParser(
-        prog="python -m dsv4_mlx mtp_generate",
-        description="Generate text whose tokens the model's MTP block drafts and the model verifies. Greedy only: "
-        "the text is that of `generate --temp 0`.",
+        prog="python -m dsv4_mlx generate --mtp",
+        description="Generate text whose tokens the model's MTP block drafts and the model verifies. Each token is as "
+        "likely as without --mtp; with --temp 0 they are the same.",
     )
+    parser.add_argument("--mtp", action="store_true", required=True, help="without it the command is mlx-lm's own")
     parser.add_argument("--model", required=True, help="folder of the checkpoint, with its MTP tensors")
-    parser.add_argument("--prompt", required=True, help="put into the tokenizer's chat template, if it has one")
-    parser.add_argument("--max-tokens", type=int, default=256, help="tokens to generate at most (%(default)s)")
+    parser.add_argument(
+        "--prompt",
+        "-p",
+        required=True,
+        help="put into the tokenizer's chat template, if it has one; - is standard input",
+    )
+    parser.add_argument(
+        "--max-tokens", "-m", type=int, default=DEFAULT_MAX_TOKENS, help="tokens to generate at most (%(default)s)"
+    )
+    parser.add_argument("--temp", type=float, default=DEFAULT_TEMP, help="0 takes the best token (%(default)s)")
+    parser.add_argument("--top-p", type=float, default=DEFAULT_TOP_P, help="(%(default)s)")
+    parser.add_argument("--top-k", type=int, default=DEFAULT_TOP_K, help="(%(default)s)")
+    parser.add_argument("--min-p", type=float, default=DEFAULT_MIN_P, help="(%(default)s)")
+    parser.add_argument("--seed", type=int, default=DEFAULT_SEED, help="of what --temp draws")
     parser.add_argument(
         "--draft-tokens", type=int, default=1, help=f"drafts a verification, 1 to {MOST_DRAFTS} (%(default)s)"
     )
-    given = parser.parse_args(arguments)
+    parser.add_argument(
+        "--verbose", type=str2bool, default=True, help="F: the text alone, without speed-up and other figures"
+    )
+    given = vars(parser.parse_args(arguments))
+    prompt, verbose = given.pop("prompt"), given.pop("verbose")
+    del given["mtp"]
     try:
-        model, tokenizer = mlx_lm.load(given.model)
+        model, tokenizer = mlx_lm.load(given.pop("model"))
     except UsageError as error:
         parser.error(str(error))
-    prompt = given.prompt
+    prompt = sys.stdin.read() if prompt == "-" else prompt.replace("\\n", "\n").replace("\\t", "\t")
     if tokenizer.has_chat_template:
         prompt = tokenizer.apply_chat_template([{"role": "user", "content": prompt}], add_generation_prompt=True)
     try:
-        generate(model, tokenizer, prompt, verbose=True, max_tokens=given.max_tokens, draft_tokens=given.draft_tokens)
+        text = generate(model, tokenizer, prompt, verbose=verbose, **given)
     except UsageError as error:
         parser.error(str(error))
+    if not verbose:
+        print(text)
 
 
 def convert(arguments: list[str]):
@@ -119,6 +149,10 @@ def mlx_lm_command():
     """mlx-lm's own, but that a checkpoint or tokenizer that it cannot use is a sentence and exit code 2."""
     sys.argv[1:] = without_store(sys.argv[1:])
     try:
+        if sys.argv[1:2] == ["server"] and "--mtp" in sys.argv:
+            from . import mtp_server  # loads mlx-lm's server
+
+            sys.argv[2:] = mtp_server.prepare(sys.argv[2:])
         cli.main()
     except UsageError as error:
         _end(str(error))
@@ -141,8 +175,8 @@ def _say(text: str):
 
 if __name__ == "__main__":
     register()
-    if sys.argv[1:2] == ["mtp_generate"]:
-        mtp_generate(sys.argv[2:])
+    if sys.argv[1:2] == ["generate"] and "--mtp" in sys.argv:
+        generate_mtp(sys.argv[2:])
     elif sys.argv[1:2] == ["convert"]:
         convert(sys.argv[2:])
     else:

@@ -3,8 +3,10 @@
 Run: pytest tests/test_dsv4_mlx_generate.py
 """
 
+import re
 import subprocess
 import sys
+from itertools import islice
 
 import mlx.core as mx
 import mlx_lm
@@ -15,7 +17,7 @@ from test_serving import END, ids_of, words, write_checkpoint
 
 import dsv4_mlx
 from dsv4_mlx import TokenStream, UsageError, generate, token_wise
-from dsv4_mlx.__main__ import mtp_generate
+from dsv4_mlx.__main__ import generate_mtp
 from dsv4_mlx.registration import MODULE
 from parity.cases.strategies import checkpoint_tensors
 from parity.judging.sides import MLXSide
@@ -237,6 +239,21 @@ def test_ids_in_ids_out(one_block):
     assert found == true[: true.index(true[6])]
 
 
+@pytest.mark.parametrize("right", [None, DRAFTS["right"], half], ids=["own", "right", "half right"])
+def test_a_settled_cache_holds_the_tokens_given(one_block, right):
+    """Wherever a stream is left: all drafts fed, some rejected, the last token not fed."""
+    true = PROMPT[:9] + one_block.greedy(PROMPT[:9])
+    for given in range(8):
+        stream = one_block.stream(9, right, draft_tokens=4)
+        assert len([*islice(stream, given)]) == given
+        stream.settle()
+        assert next(stream, None) is None
+        if given:
+            assert stream.cache[0].size() == 9 + given
+            logits = one_block.model(mx.array([[true[9 + given]]]), stream.cache)
+            assert logits[0, -1].argmax().item() == true[10 + given]
+
+
 # --- text --------------------------------------------------------------------------------------------------
 
 
@@ -263,25 +280,41 @@ def command(*arguments):
     )
 
 
-def test_command(folder, monkeypatch, capsys):
+def test_command(folder):
     asked = ["--model", str(folder), "--prompt", "w7 w12 w30", "--max-tokens", "12"]
-    ended = command("mtp_generate", *asked, "--draft-tokens", "3")
+    ended = command("generate", "--mtp", *asked, "--draft-tokens", "3")
     assert ended.returncode == 0, ended.stderr
     text, _, figures = ended.stdout.partition("==========")
     plain = command("generate", *asked, "--verbose", "F").stdout
     assert ids_of(text) == ids_of(plain) != []
-    assert "tokens-per-sec" in figures
-    assert "accepted" in figures
+    rate = r"([\d.]+) tokens-per-sec\n"
+    said = rf"Generation: \d+ tokens, {rate}Drafts: \d+ of \d+ accepted \(\d+%\)\n"
+    said += rf"Plainly: 16 more tokens, {rate}Speed-up: (.+)"
+    speed, plainly, gain = map(float, re.search(said, figures).groups())
+    assert gain == pytest.approx(speed / plainly, abs=0.006)
 
+
+def test_options_of_the_command(folder, capsys, monkeypatch):
     monkeypatch.setitem(sys.modules, MODULE, None)
     dsv4_mlx.register()
-    with pytest.raises(SystemExit) as refused:
-        mtp_generate([*asked, "--draft-tokens", "16"])
-    assert refused.value.code == 2
-    assert capsys.readouterr().err.endswith("error: draft_tokens is 16; give a whole number from 1 to 15.\n")
-    with pytest.raises(SystemExit):
-        mtp_generate(["--help"])
-    assert "Greedy only" in capsys.readouterr().out
+    asked = ["--mtp", "--model", str(folder), "--prompt", "w7 w12 w30", "--max-tokens", "12", "--verbose", "F"]
+
+    def said(*arguments):
+        generate_mtp([*asked, *arguments])
+        return ids_of(capsys.readouterr().out)
+
+    sampled = ["--temp", "1", "--top-p", "0.95", "--top-k", "20", "--min-p", "0.01", "--draft-tokens", "2"]
+    greedy = said()
+    assert said(*sampled, "--seed", "3") == said(*sampled, "--seed", "3") != greedy
+    assert said(*sampled, "--top-k", "1") == greedy
+    for wrong, told in {
+        ("--draft-tokens", "16"): "draft_tokens is 16; give a whole number from 1 to 15.",
+        ("--temp", "1", "--top-k", "48"): "top_k is 48; give a whole number from 0 to 47.",
+        ("--draft-model", "d"): "unrecognized arguments: --draft-model d",
+    }.items():
+        with pytest.raises(SystemExit, match="2"):
+            said(*wrong)
+        assert capsys.readouterr().err.endswith(f"python -m dsv4_mlx generate --mtp: error: {told}\n")
 
 
 # --- misuse ------------------------------------------------------------------------------------------------
