@@ -119,7 +119,7 @@ class Narrowing:
     def _unless_made_before(self, step: int, calls: set[int], called: Called) -> int | None:
         """A step, unless what does not belong in it was made in the same part of the port, in another place."""
         seen, between = self.seen, self.between
-        if between.rule in WEAK or seen.steps[step].absent:
+        if between.rule in WEAK or self._switched_off(step):
             return None
         wrongly = [e for e in seen.events[: between.first] if seen.meant[e.value].key in between.cause.values]
         if wrongly:
@@ -142,8 +142,13 @@ class Narrowing:
         use = self._deepest(self.stack, calls, called)
         for number, step in enumerate(seen.steps):
             if step.call in calls and any(seen.meant[place].key in keys for _, place in step.reads):
-                return number if use is not None and seen.near(number, use) and not step.absent else None
+                sure = use is not None and seen.near(number, use) and not self._switched_off(number)
+                return number if sure else None
         return None
+
+    def _switched_off(self, step: int) -> bool:
+        """Whether the statement reads 0 or None, by which something may have been turned off elsewhere."""
+        return bool(self.seen.steps[step].absent or self.seen.reads(step, 0.0))
 
     def _adjacent(self, called: Called) -> bool:
         """Whether the last right value and the first wrong one are made side by side in the port's own form of it."""
