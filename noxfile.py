@@ -27,7 +27,8 @@ RELEASES = [
     *(f"transformers=={version}" for version in ("5.8.0", "5.8.1", "5.10.1")),
     *("rapid-mlx==0.16.10", "jang==2.5.50", "mtplx==2.12.2", "gmlx==0.5.3"),
 ]
-PEER = "mlx-vlm==0.7.10"  # what the speed of dsv4_mlx is measured beside, and transformers
+# What the speed of dsv4_mlx is measured beside, and transformers: what of the above runs on a CPU.
+PEERS = ("mlx-vlm==0.7.10", "rapid-mlx==0.16.10", "mtplx==2.12.2", "jang==2.5.50")
 CANDIDATES = {
     "mlx-vlm": "mlx_vlm.models.deepseek_v4",
     "transformers": "hf",
@@ -131,14 +132,24 @@ def released(session: nox.Session, release: str) -> None:
 
 @nox.session(requires=["environment"])
 def bench(session: nox.Session) -> None:
-    """Measure the pairs' examples and the model's tokens per second, peers beside it (pytest-benchmark)."""
-    # In an environment of its own, as transformers has one in the shared one. On Linux, mlx alone has no backend.
-    session.install(PEER, *(["mlx[cpu]"] if sys.platform == "linux" else []))
-    options = ["--vlm-python", str(Path(session.bin, "python")), "--speed-report", "docs/speed"]
+    """Measure the pairs' examples and the model's tokens per second, peers beside it; `-- --short` takes 3 minutes."""
+    options = []
+    for release in PEERS:
+        name = release.partition("==")[0]
+        folder = Path(session.virtualenv.location, name)  # of its own: the peers want different versions of MLX
+        python = folder / ("Scripts" if sys.platform == "win32" else "bin") / "python"
+        if not python.exists():
+            session.run("python", "-m", "venv", str(folder))
+        # On Linux, mlx alone has no backend.
+        wanted = (release, *(["mlx[cpu]"] if sys.platform == "linux" else []))
+        session.run(str(python), "-m", "pip", "install", "--quiet", *wanted, external=True)
+        options += ["--peer", f"{name}={python}"]
+    report = Path(session.create_tmp() if "--short" in session.posargs else "docs", "performance")
     saved = f"--benchmark-json={Path(session.create_tmp(), 'benchmark.json')}"
-    run_shared(
-        session, "pytest", "tests/bench", "--benchmark-enable", "--benchmark-only", saved, *options, *session.posargs
-    )
+    asked = ("--benchmark-enable", "--benchmark-only", saved, "--speed-report", str(report), *options)
+    run_shared(session, "pytest", "tests/bench", *asked, *session.posargs)
+    if "--short" not in session.posargs:
+        run_shared(session, "python", "tests/bench/speed_table.py", str(report), "docs/performance.md")
 
 
 @nox.session

@@ -189,7 +189,7 @@ def test_a_real_model_is_counted_too(rule, right):
     """With its own caches, and its own MTP block's drafts."""
     config, options = tiny((0, 4, 0), mtp=1, vocab_size=V), {"temp": 0.5}
     model = MLXSide(config, {}, checkpoint_tensors(config, 0, "float32"), "float32").model
-    found, _ = counted(model, options, 600, rule)
+    found, _ = counted(model, options, 1200, rule)
     value = likelihood(found, plain(model, options))
     assert value > 0.01 if right else value < 1e-6
 

@@ -3,8 +3,16 @@
 
 def pytest_addoption(parser):
     group = parser.getgroup("speed")
-    group.addoption("--vlm-python", help="the Python of an environment with mlx-vlm; without it that peer is left out")
-    group.addoption("--speed-report", help="the folder for the table, its JSON and the plots")
+    group.addoption(
+        "--peer",
+        action="append",
+        default=[],
+        metavar="NAME=PYTHON",
+        help="a peer of `speed_worker.CANDIDATES`, and the Python of an environment that has it",
+    )
+    group.addoption("--blas", metavar="FILE", help="a BLAS to preload: MLX's ports run with it too, beside without")
+    group.addoption("--short", action="store_true", help="minutes instead of an hour: fewer sizes, float32 alone")
+    group.addoption("--speed-report", help="the folder for the figures as JSON and the plots")
 
 
 def pytest_ignore_collect(collection_path, config):

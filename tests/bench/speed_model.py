@@ -13,6 +13,7 @@ from pathlib import Path
 from safetensors.torch import save_file
 
 from parity.cases.strategies import checkpoint_tensors
+from parity.gate.loading import write_as
 
 RATIOS = (0, 0, 4, 128, 4, 128, 4, 0)
 CONFIG = {
@@ -74,9 +75,12 @@ DONOR = CONFIG | {
 }
 
 
-def write_checkpoint(folder: Path, config: dict, dtype: str) -> Path:
-    """A folder with random weights in float32 or bfloat16."""
+def write_checkpoint(folder: Path, config: dict, dtype: str, family: str = "F1") -> Path:
+    """A folder with random weights in float32 or bfloat16, with a family's names (docs/checkpoints.md)."""
+    given, tensors = config | {"torch_dtype": dtype}, checkpoint_tensors(config, 0, dtype)
+    if family != "F1":
+        return write_as(family, given, tensors, folder)
     folder.mkdir(parents=True)
-    (folder / "config.json").write_text(json.dumps(config | {"torch_dtype": dtype}))
-    save_file(checkpoint_tensors(config, 0, dtype), folder / "model.safetensors", metadata={"format": "pt"})
+    (folder / "config.json").write_text(json.dumps(given))
+    save_file(tensors, folder / "model.safetensors", metadata={"format": "pt"})
     return folder

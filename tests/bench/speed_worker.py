@@ -2,12 +2,13 @@
 
 Started with the candidate, the folder of the model and that of the donor. Requests:
 {"do": "prefill", "calls": [...]} on a fresh cache; {"do": "context", "tokens": N}: a cache that holds N tokens;
-{"do": "decode", "steps": n} on it.
+{"do": "decode", "steps": n, "seconds": s} on it, at least two steps, no more once s seconds are over.
 """
 
 from __future__ import annotations
 
 import json
+import math
 import os
 import sys
 import time
@@ -19,7 +20,6 @@ import numpy as np
 from parity.candidates.adapters import load_adapter, resolve
 
 CHUNK = 2048  # tokens a call in which the donor reads
-MIB = 1 << 20
 
 
 class MLX:
@@ -67,14 +67,14 @@ class Worker:
         return self.random.integers(0, 4096, (1, tokens), dtype=np.int32)
 
     def prefill(self, calls: list[int]) -> dict:
-        """Seconds of wall and CPU, and the growth of the resident set at its peak."""
+        """Seconds of wall and CPU, and by how many bytes the resident set grew at its peak."""
         cache = self.model.fresh_cache()
         before = reset_peak()
         started = clock()
         for tokens in calls:
             self.model.step(self.ids(tokens), cache)
         wall, cpu = since(started)
-        return {"wall": wall, "cpu": cpu, "peak_mib": (peak() - before) / MIB}
+        return {"wall": wall, "cpu": cpu, "peak": peak() - before}
 
     def context(self, tokens: int) -> dict:
         """Let the donor read up to ``tokens`` tokens, from where it stands; the cache's bytes."""
@@ -88,16 +88,16 @@ class Worker:
         bytes_of(self.cache, self.model.array, found, set())
         return {"cache_bytes": sum(found.values())}
 
-    def decode(self, steps: int) -> dict:
+    def decode(self, steps: int, seconds: float = math.inf) -> dict:
         """Seconds of wall and CPU of each step."""
         walls, cpus = [], []
-        for _ in range(steps):
+        while len(walls) < min(steps, 2) or (len(walls) < steps and sum(walls) < seconds):
             started = clock()
             self.token = self.model.step(np.array([[self.token]], dtype=np.int32), self.cache)
             wall, cpu = since(started)
             walls.append(wall)
             cpus.append(cpu)
-        self.held += steps
+        self.held += len(walls)
         return {"walls": walls, "cpus": cpus}
 
 
