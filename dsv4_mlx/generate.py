@@ -5,8 +5,6 @@ from collections.abc import Callable, Collection, Iterator, Sequence
 from numbers import Integral
 
 import mlx.core as mx
-from mlx_lm.generate import generate_step
-from mlx_lm.tokenizer_utils import TokenizerWrapper
 
 from .cache import LayerCache
 from .errors import UsageError
@@ -217,6 +215,8 @@ def generate(
     ``options`` and UsageError are those of ``TokenStream``.
     """
     if tokenizer is not None:
+        from mlx_lm.tokenizer_utils import TokenizerWrapper  # brings transformers, which only text needs
+
         tokenizer = tokenizer if isinstance(tokenizer, TokenizerWrapper) else TokenizerWrapper(tokenizer)
     if eos_token_ids is None:
         eos_token_ids = tokenizer.eos_token_ids if tokenizer else ()
@@ -258,6 +258,8 @@ def generate(
 
 def _plain_speed(stream: TokenStream) -> float:
     """Tokens a second of mlx-lm's own loop, which goes on where the stream ended."""
+    from mlx_lm.generate import generate_step  # brings transformers
+
     stream.settle()
     for state in stream.cache:
         state.trim(1)
