@@ -34,7 +34,8 @@ PIECES = 32
 SMALLEST = 2.0**-126
 FUNCTIONS = {"exp": np.exp, "sin": np.sin, "cos": np.cos}
 # The package's own ones, whatever is replaced.
-MATMUL, GATHER_MM, SUM, ATTENTION = mx.matmul, mx.gather_mm, mx.sum, mx.fast.scaled_dot_product_attention
+MATMUL, GATHER_MM, SUM, MEAN = mx.matmul, mx.gather_mm, mx.sum, mx.mean
+ATTENTION = mx.fast.scaled_dot_product_attention
 QUANTISED, GATHER_QMM = mx.quantized_matmul, mx.gather_qmm
 
 
@@ -229,8 +230,8 @@ def tf32() -> Emulated:
 
 
 def pieces(length: int) -> list[np.ndarray]:
-    """The indices of a sum's terms, in the order in which they are added."""
-    return np.array_split(np.random.default_rng(length).permutation(length), min(PIECES, length))
+    """The indices of a sum's terms, in the order in which they are added; of no terms one empty piece."""
+    return np.array_split(np.random.default_rng(length).permutation(length), max(1, min(PIECES, length)))
 
 
 class Reordered(Exact):
@@ -250,7 +251,7 @@ class Reordered(Exact):
 def reordered() -> Emulated:
     def contraction(product):
         def compute(a, b, *rest, **others):
-            parts = [mx.array(take) for take in pieces(a.shape[-1])]
+            parts = [mx.array(take.astype(np.uint32)) for take in pieces(a.shape[-1])]
             along = -2 if b.ndim > 1 else -1
             return sum(product(mx.take(a, p, axis=-1), mx.take(b, p, axis=along), *rest, **others) for p in parts)
 
@@ -259,12 +260,13 @@ def reordered() -> Emulated:
     def summed(x, axis=None, keepdims=False, *, stream=None):
         if x.dtype != mx.float32 or not isinstance(axis, int):
             return SUM(x, axis=axis, keepdims=keepdims)
-        parts = [mx.array(take) for take in pieces(x.shape[axis])]
+        parts = [mx.array(take.astype(np.uint32)) for take in pieces(x.shape[axis])]
         return sum(SUM(mx.take(x, part, axis=axis), axis=axis, keepdims=keepdims) for part in parts)
 
     def mean(x, axis=None, keepdims=False, *, stream=None):
-        total = summed(x, axis, keepdims)
-        return total * (total.size / x.size)
+        if x.dtype != mx.float32 or not isinstance(axis, int):
+            return MEAN(x, axis=axis, keepdims=keepdims)
+        return summed(x, axis, keepdims) / x.shape[axis]
 
     matmul, gathered = contraction(MATMUL), contraction(GATHER_MM)
     attend = {(mx.fast, "scaled_dot_product_attention"): attention(matmul, lambda x: mx.softmax(x, axis=-1))}
