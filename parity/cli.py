@@ -7,11 +7,11 @@ import argparse
 import time
 import traceback
 
-from .commands import checkpoint, defects, fixture, gate, golden, inspect, merge, outputs, run
+from .commands import checkpoint, defects, device, fixture, gate, golden, inspect, merge, outputs, run
 from .environment import prepare_environment
 from .errors import BadEnvironment, ParityError
 
-COMMANDS = (run, golden, gate, checkpoint, merge, defects, fixture, inspect)
+COMMANDS = (run, golden, gate, checkpoint, merge, defects, device, fixture, inspect)
 INTERNAL_ERROR = 70
 INTERRUPTED = 130
 
@@ -23,6 +23,7 @@ verdicts and exit codes:
   3  environment   a library is missing or out of range, or TF32 is on
   4  crashed       the candidate raised where the reference computed
   5  coverage gap  nothing was compared, or the reference disagrees with itself (inconclusive)
+  6  no device     `parity device` was asked for a GPU where MLX finds none
   130 interrupted  Ctrl-C, SIGTERM or SIGHUP; the document holds what was found until then
 
 what the numbers mean:

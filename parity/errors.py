@@ -24,6 +24,13 @@ class BadEnvironment(ParityError):
     exit_code = 3
 
 
+class NoDevice(ParityError):
+    """The device that was asked for is not there: a CI job may pass over it, which it must not do with a broken
+    environment."""
+
+    exit_code = 6
+
+
 class CandidateCrashed(ParityError):
     """The candidate raised, hung or died; the harness did not."""
 

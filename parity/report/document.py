@@ -19,6 +19,7 @@ SCHEMAS = {
     "dsv4-parity/report/1": "schema.json",
     "dsv4-parity/gate/1": "gate_schema.json",
     "dsv4-parity/checkpoint/1": "checkpoint_schema.json",
+    "dsv4-parity/device/1": "device_schema.json",
 }
 
 
