@@ -35,7 +35,7 @@ class LayerCache(mlx_lm_cache._BaseCache):
         self.ring = Ring(window + REWIND)
         overlap = ratio == OVERLAP_RATIO
         self.compressed = Pool(ratio, overlap) if ratio else None
-        self.indexed = Pool(ratio, overlap) if overlap else None
+        self.indexed = Pool(ratio, overlap, axis=2) if overlap else None
         self.tokens = TokenIds() if place == 0 else None
         self.held = held if held is not None else min(ring.size for ring in self._rings())
 
@@ -178,8 +178,9 @@ class LayerCache(mlx_lm_cache._BaseCache):
             raise UsageError("Caches of different layers or models cannot be merged.")
         merged = LayerCache(*first._kind())
         merged.rows = tuple(row for cache in caches for row in cache.rows)
-        parts = zip(*(cache._arrays() for cache in caches), strict=True)
-        merged._replace([_stacked(arrays, [len(cache.rows) for cache in caches]) for arrays in parts])
+        batches = [len(cache.rows) for cache in caches]
+        parts = zip(merged._axes(), *(cache._arrays() for cache in caches), strict=True)
+        merged._replace([_stacked(arrays, batches, axis) for axis, *arrays in parts])
         return merged
 
     # --- as mlx-lm stores and weighs it ----------------------------------------------------------------------
@@ -247,6 +248,10 @@ class LayerCache(mlx_lm_cache._BaseCache):
         """Slots of every ring, then the store of every pool and of the ids."""
         return [ring.slots for ring in self._rings()] + [kept.store for kept in self._stores()]
 
+    def _axes(self) -> list[int]:
+        """Along which axis each of ``_arrays`` holds what belongs to a sequence's positions."""
+        return [1] * len(self._rings()) + [kept.axis for kept in self._stores()]
+
     def _replace(self, arrays: list[mx.array | None]):
         """Put arrays in the order of ``_arrays`` in their places."""
         rings, stores = self._rings(), self._stores()
@@ -273,17 +278,26 @@ class ExtractedLayerCache(LayerCache):
         return all(row.reach <= self.held for row in self.rows)
 
 
-def _stacked(arrays: Sequence[mx.array | None], batches: list[int]) -> mx.array | None:
-    """Arrays [B_i, n_i, ...] below each other, shorter or absent ones filled up with zeros; None if all are absent."""
+def _stacked(arrays: Sequence[mx.array | None], batches: list[int], axis: int) -> mx.array | None:
+    """Arrays [B_i, ...] below each other, absent ones or those shorter along ``axis`` filled up with zeros; None if
+    all are absent.
+    """
     found = [x for x in arrays if x is not None]
     if not found:
         return None
-    length, rest, dtype = max(x.shape[1] for x in found), found[0].shape[2:], found[0].dtype
-    if any(x.shape[2:] != rest for x in found):
+    length, rest = max(x.shape[axis] for x in found), _other_sizes(found[0], axis)
+    if any(_other_sizes(x, axis) != rest for x in found):
         raise UsageError("Caches of different layers or models cannot be merged.")
     filled = []
     for x, batch in zip(arrays, batches, strict=True):
         if x is None:
-            x = mx.zeros((batch, 0, *rest), dtype=dtype)
-        filled.append(mx.pad(x, [(0, 0), (0, length - x.shape[1]), *[(0, 0)] * len(rest)]))
+            x = mx.zeros((batch, *found[0].shape[1:axis], 0, *found[0].shape[axis + 1 :]), dtype=found[0].dtype)
+        widths = [(0, 0)] * x.ndim
+        widths[axis] = (0, length - x.shape[axis])
+        filled.append(mx.pad(x, widths))
     return mx.concatenate(filled, axis=0)
+
+
+def _other_sizes(x: mx.array, axis: int) -> tuple[int, ...]:
+    """Its shape but for the sequences and ``axis``."""
+    return x.shape[1:axis] + x.shape[axis + 1 :]

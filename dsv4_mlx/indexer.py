@@ -36,7 +36,7 @@ class Indexer(nn.Module):
     def scores(self, x: mx.array, q: mx.array, keys: mx.array) -> mx.array:
         """sum_h w_h ReLU(<q_h, k_s>), computed wide: x [B, S, D], keys [B, R, dI] -> [B, S, R]."""
         weights = norm.wide(self.weights_proj(x)) * (self.dim**-0.5 * self.heads**-0.5)
-        columns = mx.contiguous(norm.wide(keys).swapaxes(-1, -2))  # [B, dI, R]: see sink_attention
+        columns = mx.contiguous(norm.wide(keys).swapaxes(-1, -2))  # [B, dI, R], as a Pool holds it: see sink_attention
         blocks = range(0, q.shape[1], BLOCK)
         part = lambda i: self._block(weights[:, i : i + BLOCK], q[:, i : i + BLOCK], columns)  # noqa: E731
         parts = spread(functools.partial(part, i) for i in blocks)

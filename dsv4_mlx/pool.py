@@ -13,13 +13,15 @@ STEP = 256  # rows or ids by which what grows with the sequence grows
 REWIND = 16  # tokens that can always be taken back: what a rejected draft needs
 
 
-def grown(store: mx.array | None, batch: int, count: int, like: mx.array) -> mx.array:
-    """``store`` [B, n, ...] with n >= count, in whole STEPs; ``like`` [_, _, ...] lends a new one shape and dtype."""
-    if store is not None and count <= store.shape[1]:
+def grown(store: mx.array | None, batch: int, count: int, like: mx.array, axis: int = 1) -> mx.array:
+    """``store`` [B, ...] with room for ``count`` along ``axis``, in whole STEPs; ``like`` lends a new one all else."""
+    held = store.shape[axis] if store is not None else 0
+    if store is not None and count <= held:
         return store
-    used = store if store is not None else mx.zeros((batch, 0, *like.shape[2:]), dtype=like.dtype)
-    spare = -(-count // STEP) * STEP - used.shape[1]
-    return mx.concatenate([used, mx.zeros((batch, spare, *like.shape[2:]), dtype=like.dtype)], axis=1)
+    shape = [batch, *like.shape[1:]]
+    shape[axis] = -(-count // STEP) * STEP - held
+    spare = mx.zeros(shape, dtype=like.dtype)
+    return spare if store is None else mx.concatenate([store, spare], axis=axis)
 
 
 @dataclass(frozen=True)
@@ -42,14 +44,16 @@ class Pool:
     K and Z are kept as projected, without ape, in rings by position, as far back as the block in progress,
     an overlapping compressor's block ahead of it, and a rewind ask for. A rewind touches nothing here:
     how many rows there are follows from the positions of the next call.
+
+    ``axis`` 2: row s lies at ``store[:, :, s]``, as the indexer's product with all rows reads it.
     """
 
-    def __init__(self, ratio: int, overlap: bool):
-        self.ratio, self.overlap = ratio, overlap
+    def __init__(self, ratio: int, overlap: bool, axis: int = 1):
+        self.ratio, self.overlap, self.axis = ratio, overlap, axis
         needed = REWIND + ratio - 1 + (ratio if overlap else 0)
         size = -(-needed // ratio) * ratio  # whole blocks, so that a block never wraps
         self.kv, self.gate = Ring(size), Ring(size)
-        self.store = None  # (B, capacity, dim)
+        self.store = None  # (B, capacity, dim), or (B, dim, capacity)
 
     def push(self, kv: mx.array, gate: mx.array, call: Call) -> Blocks | None:
         """Take K and Z [B, S, width] of the call's tokens, give those of the blocks now complete."""
@@ -94,12 +98,17 @@ class Pool:
     def write(self, rows: mx.array, call: Call):
         """Store the rows [N, n, dim] of the blocks that ``push`` gave, in place; the store grows in steps."""
         batch, count = len(call.rows), call.last // self.ratio
-        self.store = grown(self.store, batch, count, rows)
+        laid = rows.swapaxes(1, self.axis)
+        self.store = grown(self.store, batch, count, laid, self.axis)
         if call.uniform:
-            self.store[:, call.start // self.ratio : count] = rows
+            self.store[self._at(slice(None), slice(call.start // self.ratio, count))] = laid
         else:
             plan = self._plan(call)
-            self.store[plan.target_rows, plan.targets] = rows[plan.sources, plan.source_blocks]
+            self.store[self._at(plan.target_rows, plan.targets)] = rows[plan.sources, plan.source_blocks]
+
+    def _at(self, sequences: slice | mx.array, rows: slice | mx.array) -> tuple:
+        """The index into ``store`` of some rows."""
+        return (sequences, rows) if self.axis == 1 else (sequences, slice(None), rows)
 
     def rows(self, call: Call, like: mx.array, dim: int) -> mx.array:
         """All rows after the call, [B, R, dim]; sequences with fewer hold anything behind theirs.
@@ -108,7 +117,7 @@ class Pool:
         """
         if self.store is None:
             return mx.zeros((like.shape[0], 0, dim), dtype=like.dtype)
-        return self.store[:, : call.last // self.ratio]
+        return self.store[self._at(slice(None), slice(call.last // self.ratio))].swapaxes(1, self.axis)
 
 
 @dataclass(frozen=True)

@@ -9,6 +9,8 @@ from .positions import Call
 class TokenIds:
     """The ids of each sequence: that of position p at ``store[:, p]``; behind a sequence's end lies anything."""
 
+    axis = 1  # of the positions, as in a Pool
+
     def __init__(self):
         self.store = None  # (B, capacity), int32
 

@@ -210,7 +210,7 @@ def test_rows_by_blocks_are_chosen_alike():
             if kind is TorchSide:
                 state.rows = side.array(keys)
             else:
-                state.store = side.array(keys)
+                state.store = side.array(keys.mT)
             indexer = side.model.layers[0].attn.indexer
             picks = indexer(side.array(x), side.array(qr), start, side.frequencies(4), state)
         return [{*row.tolist()} for row in side.tensor(picks)[0]]

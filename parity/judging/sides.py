@@ -142,7 +142,7 @@ class MLXSide:
         return dsv4_mlx.cache.LayerCache(self.config.sliding_window, ratio)
 
     def indexer_state(self, ratio: int):
-        return dsv4_mlx.pool.Pool(ratio, overlap=True)
+        return dsv4_mlx.pool.Pool(ratio, overlap=True, axis=2)
 
     def model_state(self):
         return self.model.make_cache()
