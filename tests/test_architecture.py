@@ -14,7 +14,7 @@ ALLOWED = {
     "results": set(),
     "environment": {"errors"},
     "cases": {"errors", "reference_torch", "dsv4_checkpoints"},
-    "judging": {"cases", "results", "reference_torch", "dsv4_mlx"},
+    "judging": {"cases", "results", "devices.results", "reference_torch", "dsv4_mlx"},
     "pairs": {"cases"},
     "lives": set(),
     "devices": {"errors", "environment"},

@@ -20,7 +20,8 @@ what it is for:
   otherwise exact has an rms of 0.3 and a max of 0.5. "ulps of" says at which magnitude a step is taken:
     result     of the exact result
     terms      of a sum: the larger of the result and the root of the sum of its terms' squares
-    amplitude  of a sine 1, of a rotated pair its length
+    amplitude  of a sine: 1
+    angle      of a turn: 1, or the rotated pair's length, times the angle where that is above 1
   Figures of bfloat16 are in ulps of bfloat16, 65536 times as large as those of float32.
 
 Figures are kept in the user's cache folder ($XDG_CACHE_HOME or ~/.cache) for this device, driver, system, BLAS and

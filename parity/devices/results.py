@@ -17,7 +17,8 @@ BITS = {"float32": 24, "bfloat16": 8}  # of the significand, the hidden one incl
 UNITS = {
     "result": "the exact result",
     "terms": "the sum's terms: the larger of the exact result and the root of the sum of their squares",
-    "amplitude": "the amplitude: 1 of a sine, the length of a rotated pair",
+    "amplitude": "the amplitude, 1",
+    "angle": "the amplitude (1 of a sine, the length of a rotated pair) times the angle, where that is above 1",
 }
 LARGEST = 1e30  # stands for an error without bounds (NaN, an infinity), which JSON does not know
 

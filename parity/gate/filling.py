@@ -10,6 +10,7 @@ from pathlib import Path
 
 from reference_torch.config import QUANTIZATION_SIMULATIONS
 
+from ..judging.noise import DeviceNoise, active
 from . import loading
 from .families import Family, family
 from .matrix import Engine, Matrix, judge_probe
@@ -23,14 +24,14 @@ SAID = {
 }
 # The first probe whose logits such roundings change, with plain weights.
 FIRST = {"rows": "attention.window", "published": "weights.fp8"}
-KNOWN: dict[tuple[str, int, str, str], Family] = {}
+KNOWN: dict[tuple[str, int, str, str, DeviceNoise | None], Family] = {}
 
 
 def reference(probe: Probe, seed: int, form: str = loading.PLAIN, simulation: str = "none") -> Family:
     """The probe's reference runs, kept: a run over many candidates needs them again."""
     if probe.config["index_head_dim"] & (probe.config["index_head_dim"] - 1):
         simulation = LADDER[0]  # no published indexer has such a side, which its Hadamard rotation cannot take
-    key = probe.mechanism, seed, form, simulation
+    key = probe.mechanism, seed, form, simulation, active()
     if key not in KNOWN:
         KNOWN[key] = family(loading.in_form(probe, form), seed, simulation)
     return KNOWN[key]

@@ -7,6 +7,8 @@ round those alike. Functions built on exp also read a neighbouring argument: man
 rounding that product costs a relative error of |x| half ulps (measured: 3.8e-6 for MLX at x = -87, 6e-8 for PyTorch).
 Their subnormal results become 0, as in MLX: weights that are normalised by a sum of such scores are then 0/0, and what
 is undefined in the null is no claim about a candidate.
+
+On a device whose errors are larger than these, they are added where they arise (`noise.py`).
 """
 
 from __future__ import annotations
@@ -14,6 +16,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 from torch.overrides import TorchFunctionMode
+
+from . import noise
 
 # exp, cos and the like are specified to within an ulp or two by every maths library in use; one ulp each way is the
 # mild end.
@@ -35,28 +39,32 @@ class OtherRounding(TorchFunctionMode):
         super().__init__()
         self.random = torch.Generator().manual_seed(seed)
         self.sequential = sequential
+        self.noise, self.seed = noise.active(), seed
 
     def __torch_function__(self, function, types, args=(), kwargs=None):
         kwargs = kwargs or {}
         name = getattr(function, "__name__", "")
         if name == "linear":
-            return self._linear(function, *args, **kwargs)
+            return self._product(self._linear(function, *args, **kwargs), function, *args)
         if name == "matmul":
             a, b = args
-            return self._contract(a.shape[-1], lambda take: function(a[..., take], b[..., take, :]))
+            total = self._contract(a.shape[-1], lambda take: function(a[..., take], b[..., take, :]))
+            return self._product(total, function, a, b)
         if name == "einsum":
-            return self._einsum(function, *args)
+            total = self._einsum(function, *args)
+            return self._product(total, lambda a, b: function(args[0], a, b), *args[1:])
         if name in ("sum", "mean") and _reduces_one_axis(args, kwargs):
             return self._reduce(function, name, *args, **kwargs)
         if name == "softmax":
             return self._softmax(function, *args, **kwargs)
         if name == "to" and args[0].dtype in (torch.float32, torch.float64):
             return self._rounded(function, *args, **kwargs)
+        read = args
         if name in BUILT_ON_EXP and args[0].dtype in (torch.float32, torch.float64):
             args = (self._neighbour(args[0]), *args[1:])
         result = function(*args, **kwargs)
         if name in TRANSCENDENTAL and isinstance(result, Tensor) and result.dtype in (torch.float32, torch.float64):
-            return self._neighbour(result)
+            return self._off(name, read[0], self._neighbour(result))
         return result
 
     def _contract(self, length: int, part):
@@ -83,12 +91,30 @@ class OtherRounding(TorchFunctionMode):
 
     def _reduce(self, function, name, x, axis, keepdim=False):
         total = self._contract(x.shape[axis], lambda take: x.index_select(axis, take).sum(axis, keepdim=keepdim))
+        level = self.noise.level("sum", x.dtype) if self.noise else 0.0
+        if level:
+            total = self._spread(total, x.square().sum(axis, keepdim=keepdim).sqrt(), level)
         return total / x.shape[axis] if name == "mean" else total
 
     def _softmax(self, function, x, axis):
         order = torch.randperm(x.shape[axis], generator=self.random)
         shifted = self._neighbour((x - x.amax(axis, keepdim=True)).clamp_min(torch.finfo(x.dtype).min))
-        return self._neighbour(function(shifted.index_select(axis, order), axis).index_select(axis, order.argsort()))
+        weights = function(shifted.index_select(axis, order), axis).index_select(axis, order.argsort())
+        return self._off("softmax", shifted, self._neighbour(weights))
+
+    def _product(self, total, function, a, b):
+        """A product's result with the device's error: in proportion to its terms, as the device was measured."""
+        level = self.noise.level("product", total.dtype) if self.noise else 0.0
+        return self._spread(total, function(a.square(), b.square()).sqrt(), level) if level else total
+
+    def _spread(self, total, spread, level: float):
+        size = torch.maximum(total.abs(), spread) * level
+        return total + size * torch.randn(total.shape, generator=self.random, dtype=total.dtype)
+
+    def _off(self, name: str, x, result):
+        """A function's result with the device's error."""
+        off = self.noise.of_function(name, x, result, self.seed) if self.noise else None
+        return result if off is None else result + off.masked_fill(~off.isfinite(), 0)
 
     def _rounded(self, function, x, *args, **kwargs):
         """A rounding to bfloat16 that falls otherwise where the value lies within an eighth to a quarter of a step of

@@ -226,7 +226,7 @@ def reference_truth(source: Source, ids: Tensor, dtype: str, progress: Progress)
         paths = {path: kind for path, kind in block_stage(config, index, "")[1].items() if kind != "table"}
         found = reference.observations(block, asked, ids, paths)
         for path in found[0].scores:
-            clear &= clear_choices(oracle.taps.find(block.copy(own), path), path, *found[:2])
+            clear &= clear_choices(oracle.taps.find(block.copy(own), path), path, found[0], found[1:2])
         streams = [one.taps["streams"] for one in found]
         layers.append(LayerTruth(streams[0].float(), streams[1], streams[2:], clear.cummin(1)[0][0]))
     heads = {one: reference.Head(source, "", one) for one in {own, wide}}

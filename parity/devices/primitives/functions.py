@@ -37,10 +37,14 @@ def _entry(name: str, draw, truth, dtypes=WIDE, unit="result") -> Primitive:
     return Primitive(name, draw, lambda mx, x: getattr(mx, function)(x), truth, unit, dtypes=dtypes)
 
 
-def _wave(name: str, draw) -> Primitive:
+def _wave(name: str, draw, unit: str = "amplitude") -> Primitive:
     """Of amplitude 1: what it multiplies is turned, so an error next to a zero weighs no more than elsewhere."""
     function = name.partition(".")[0]
-    return _entry(name, draw, lambda maths, x: (getattr(maths, function)(x), np.ones_like(x)), unit="amplitude")
+
+    def truth(maths, x):
+        return getattr(maths, function)(x), np.maximum(1, np.abs(x)) if unit == "angle" else np.ones_like(x)
+
+    return _entry(name, draw, truth, unit=unit)
 
 
 PRIMITIVES = [
@@ -51,6 +55,6 @@ PRIMITIVES = [
     _entry("rsqrt", _powers(-8, 8), lambda maths, x: (x**-0.5, None)),
     _wave("sin", _between(-np.pi, np.pi)),
     _wave("cos", _between(-np.pi, np.pi)),
-    _wave("sin.positions", _angles),
-    _wave("cos.positions", _angles),
+    _wave("sin.positions", _angles, "angle"),
+    _wave("cos.positions", _angles, "angle"),
 ]

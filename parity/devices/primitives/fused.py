@@ -54,7 +54,7 @@ def _turn_truth(maths: Exact, x, first, frequencies):
     cos, sin = maths.cos(angles), maths.sin(angles)
     even, odd = x[..., ::2], x[..., 1::2]
     turned = np.stack([even * cos - odd * sin, even * sin + odd * cos], axis=-1).reshape(x.shape)
-    return turned, np.repeat(np.hypot(even, odd), 2, axis=-1)
+    return turned, np.repeat(np.hypot(even, odd) * np.maximum(1, angles), 2, axis=-1)
 
 
 def _attending(queries: int):
@@ -84,7 +84,7 @@ def _attention(name: str, queries: int) -> Primitive:
 
 
 def _rope(name: str, *first: int) -> Primitive:
-    return Primitive(name, _turned(*first), _turn, _turn_truth, "amplitude")
+    return Primitive(name, _turned(*first), _turn, _turn_truth, "angle")
 
 
 PRIMITIVES = [
