@@ -23,7 +23,8 @@ verdicts and exit codes:
   3  environment   a library is missing or out of range, or TF32 is on
   4  crashed       the candidate raised where the reference computed
   5  coverage gap  nothing was compared, or the reference disagrees with itself (inconclusive)
-  6  no device     `parity device` was asked for a GPU where MLX finds none
+  6  no device     a GPU was asked for where MLX finds none
+  7  device        right on the CPU, and on the GPU beyond what its own errors explain: a kernel is wrong
   130 interrupted  Ctrl-C, SIGTERM or SIGHUP; the document holds what was found until then
 
 what the numbers mean:

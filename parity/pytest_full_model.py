@@ -88,9 +88,8 @@ class Run(pytest.Collector):
 
     def _judge(self):
         from .commands import whole
-        from .commands.checkpoint import COUNT, judged
+        from .commands.checkpoint import COUNT, judged, on_this_device
         from .commands.progress import Progress
-        from .environment import check_environment
         from .errors import ParityError
 
         if hasattr(self.config, "workerinput"):
@@ -101,11 +100,12 @@ class Run(pytest.Collector):
         with capture.global_and_fixture_disabled(), Progress() as progress:
             try:
                 whole.check(self.config.option)
-                if port is not None:
-                    return whole.ported(folder, port, check_environment(), progress, tokens, COUNT)
-                if records is not None:
-                    return whole.generated(folder, records, check_environment(), progress, tokens=tokens, count=COUNT)
-                return judged(folder, tokens, COUNT, None, resume, check_environment(), progress, original, layers)
+                with on_this_device() as environment:
+                    if port is not None:
+                        return whole.ported(folder, port, environment, progress, tokens, COUNT)
+                    if records is not None:
+                        return whole.generated(folder, records, environment, progress, tokens=tokens, count=COUNT)
+                    return judged(folder, tokens, COUNT, None, resume, environment, progress, original, layers)
             except ParityError as error:
                 return StageFailed(str(error))
 

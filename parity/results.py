@@ -18,6 +18,8 @@ class Verdict(Enum):
     CRASHED = "crashed"
     COVERAGE_GAP = "coverage gap"
     INCONCLUSIVE = "inconclusive"
+    NO_DEVICE = "no device"
+    DEVICE = "device"
     INTERRUPTED = "interrupted"
 
     @property
@@ -33,6 +35,8 @@ EXIT_CODES = {
     Verdict.CRASHED: 4,
     Verdict.COVERAGE_GAP: 5,
     Verdict.INCONCLUSIVE: 5,
+    Verdict.NO_DEVICE: 6,
+    Verdict.DEVICE: 7,
     Verdict.INTERRUPTED: 130,
 }
 
@@ -97,6 +101,7 @@ class PairResult:
     taps: list[Tap] = field(default_factory=list)
     failure: Failure | None = None
     because: list[str] = field(default_factory=list)
+    device: str = "cpu"
 
 
 @dataclass
@@ -113,6 +118,7 @@ class LayerResult:
     accumulated_baseline: float
     verdict: Verdict
     ties: int = 0
+    device: str = "cpu"
 
 
 @dataclass

@@ -29,7 +29,9 @@ from .watching import Bound, Call, Event, Step
 
 GIB = 1 << 30
 NO_MEMORY = re.compile(r"bad_alloc|unable to allocate|can't allocate memory|maximum allowed buffer size", re.IGNORECASE)
-NO_DEVICE = re.compile(r"no metal back-?end|without gpu backend|metal is not available", re.IGNORECASE)
+NO_DEVICE = re.compile(
+    r"no metal back-?end|without gpu backend|metal is not available|only supports the gpu", re.IGNORECASE
+)
 ADDRESS = re.compile(r"\b0x[0-9a-f]{6,}\b")
 
 

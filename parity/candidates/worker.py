@@ -45,6 +45,10 @@ class Worker:
         if supplied:
             mending.supply(supplied)
         self.target = Target(**candidate)
+        if self.target.device and self.target.kind != "hf":
+            import mlx.core as mx
+
+            mx.set_default_device(getattr(mx, self.target.device))  # before the port makes streams of it
         port = load_adapter(self.target)
         found = where_is(port.start())
         self.port, self.file = port, found["file"]

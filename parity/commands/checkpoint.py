@@ -4,10 +4,11 @@ what it was converted from?"""
 from __future__ import annotations
 
 import argparse
+import contextlib
 import json
 import shlex
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from functools import partial
 from pathlib import Path
 
@@ -113,12 +114,22 @@ def command(options: argparse.Namespace, started: float) -> int:
     if options.dtype is not None:
         shared.one_of("--dtype", options.dtype, ["float32", "bfloat16"])
     whole.check(options)
-    environment = check_environment()
-    with Progress() as progress:
+    with on_this_device() as environment, Progress() as progress:
         report = asked(options, environment, progress)
     report.clock["total_s"] = round(time.monotonic() - started, 2)
     steps = [*files(report, options, show=True), *whole.recording(report, options.record)]
     return outputs.end(report.verdict.exit_code, outputs.deliver(steps))
+
+
+@contextlib.contextmanager
+def on_this_device() -> Iterator[dict]:
+    """The environment; inside, limits are those of the device that MLX computes on. Raises BadEnvironment."""
+    environment = check_environment()
+    from ..beside import plan as planning
+
+    plan = planning.current(outputs.say)
+    with plan.limits(plan.first):
+        yield environment | plan.facts
 
 
 def asked(options: argparse.Namespace, environment: dict, progress: Progress) -> CheckpointReport:

@@ -131,6 +131,7 @@ def add(commands) -> None:
         metavar="DIR",
         help="keep all that the port gave as a folder, which can be judged in its place",
     )
+    shared.devices(gate)
     # What is not given is None: a recording has its own.
     gate.set_defaults(command=command, problem=problem, profile=None, seed=None, family=None, simulation=None)
 
@@ -150,6 +151,8 @@ def command(options: argparse.Namespace, started: float) -> int:
             _check_folder(Path(getattr(options, option)), f"--{option}")
     if options.bundle and options.record and os.path.abspath(options.bundle) == os.path.abspath(options.record):
         raise BadInput("--bundle and --record need a folder each.")
+    from ..beside import plan as planning
+    from ..beside.column import judged
     from ..gate.defects import DefectError, read_drafts
     from ..gate.probes import PROFILES, registry
     from ..jobs.gate import judge
@@ -166,10 +169,11 @@ def command(options: argparse.Namespace, started: float) -> int:
         raise BadInput(f"--defects {options.defects}: {error}") from error
     for what in options.require:
         shared.one_of("--require", what, requirable())
+    plan = planning.of(options.candidate, shared.device(options), options.accept_noise, outputs.say)
     use_one_thread()
     imported = time.monotonic() - started
     with Progress() as progress:
-        report = judge(
+        work = lambda plan: judge(  # noqa: E731
             options.candidate,
             Asked(
                 profile=options.profile,
@@ -187,7 +191,9 @@ def command(options: argparse.Namespace, started: float) -> int:
             drafts=drafts,
             bundle_folder=Path(options.bundle) if options.bundle else None,
             record_folder=Path(options.record) if options.record else None,
+            plan=plan,
         )
+        report = judged(plan, work)
     report.clock = {"import_s": round(imported, 2)} | report.clock
     return finish(report, options, old)
 

@@ -59,3 +59,23 @@ def one_of(option: str, value: str, known: list[str]) -> str:
     close = difflib.get_close_matches(value, known, n=1)
     hint = f"did you mean '{close[0]}'? " if close else ""
     raise BadInput(f"{option} does not know '{value}'; {hint}known: {', '.join(known)}.")
+
+
+def devices(parser: argparse.ArgumentParser) -> None:
+    """Where MLX computes, and what its errors may hide."""
+    parser.add_argument(
+        "--device",
+        metavar="D",
+        help="cpu, gpu or both (default: both where MLX finds a GPU, else cpu); on a GPU, limits are those of the "
+        "errors that `parity device` measures there, and what is right on the CPU alone ends with exit code 7",
+    )
+    parser.add_argument(
+        "--accept-noise",
+        action="store_true",
+        help="judge on a GPU that multiplies in TF32 or the like, too, and list the known defects that hide there",
+    )
+
+
+def device(options: argparse.Namespace) -> str | None:
+    """What --device says, None where it is not given. Raises BadInput."""
+    return None if options.device is None else one_of("--device", options.device, ["cpu", "gpu", "both"])

@@ -9,7 +9,7 @@ from ..environment import check_environment
 from ..errors import BadInput
 from ..results import Verdict
 from . import options as shared
-from . import reports
+from . import outputs, reports
 
 EPILOG = """\
 examples:
@@ -46,6 +46,7 @@ def add(commands) -> None:
         help="float32 or bfloat16; may be given again (default: both)",
     )
     parser.add_argument("--case", metavar="JSON", help="judge one printed example again; needs --pair")
+    shared.devices(parser)
     parser.set_defaults(command=command, problem=problem)
 
 
@@ -53,6 +54,8 @@ def command(options: argparse.Namespace, started: float) -> int:
     """The verdict's exit code."""
     reports.check_target(options)
     environment = check_environment()
+    from ..beside import plan as planning
+    from ..beside.rows import run_on
     from ..cases.strategies import PROFILES, Case
     from ..jobs.lives import Life
     from ..jobs.run import run
@@ -75,8 +78,9 @@ def command(options: argparse.Namespace, started: float) -> int:
                 f"--case is not a printed example ({error}); take it from the command that the report prints."
             ) from error
     imported = time.monotonic() - started
-    work = lambda progress: run(profile, names, dtypes, options.seed, environment, progress, case)  # noqa: E731
-    return reports.made(options, started, imported, work)
+    plan = planning.asked(shared.device(options), options.accept_noise, outputs.say)
+    judged = lambda progress: run(profile, names, dtypes, options.seed, environment, progress, case)  # noqa: E731
+    return reports.made(options, started, imported, lambda progress: run_on(plan, lambda: judged(progress)))
 
 
 def problem(options: argparse.Namespace, verdict: Verdict, sentence: str) -> list:

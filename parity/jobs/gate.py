@@ -6,8 +6,12 @@ import tempfile
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
+from ..beside import blind, column
+from ..beside.column import on
+from ..beside.plan import Plan
 from ..candidates.adapters import resolve
 from ..candidates.process import CandidateProblem, MissingImports, Process
 from ..candidates.surroundings import can_compile
@@ -41,13 +45,14 @@ def judge(
     drafts: dict[str, Defect] | None = None,
     bundle_folder: Path | None = None,
     record_folder: Path | None = None,
+    plan: Plan = Plan(),  # noqa: B008 # frozen
 ) -> GateReport:
     """Judge a candidate, in a process of its own, or the recording of one. Raises BadInput where the target is none.
 
     ``drafts``: defects beside the catalogue's. ``bundle_folder``: where the smallest case that fails is written.
-    ``record_folder``: where a recording is kept.
+    ``record_folder``: where a recording is kept. ``plan``: the devices.
     """
-    resolved = resolve(target)
+    resolved = on(resolve(target), plan.first)
     played = playing.read(Path(resolved.path)) if resolved.kind == "recording" else None
     if played is None:
         asked = asked.settled()
@@ -58,7 +63,7 @@ def judge(
         asked = asked.settled(played.settings)
         candidate = Candidate(f"{target} (a recording of {played.name})", played.kind)
     report = GateReport(candidate, asked.profile, asked.seed, Verdict.INCONCLUSIVE, "")
-    report.environment = check_environment() if environment is None else environment
+    report.environment = (check_environment() if environment is None else environment) | plan.facts
     report.reproduce = asked.command(target, recorded=played is not None)
     if played is not None:
         report.notes += played.notes(report.environment)
@@ -73,14 +78,18 @@ def judge(
         try:
             mended = []
             mending = (lambda said: (report.notes.append(said), mended.append(said))) if asked.mend else None
-            engine = played or Process(resolved, Path(scratch), asked.timeout, asked.memory, mending)
+            start = lambda one: Process(one, Path(scratch), asked.timeout, asked.memory, mending)  # noqa: E731
+            engine = played or start(resolved)
             if record_folder is not None:
                 engine = Recorder(engine, mended)
             with engine as process:
                 _describe(report.candidate, process.facts)
                 report.clock["start_s"] = round(time.monotonic() - started, 2)
                 known = catalogue() | (drafts or {})
-                families = _judge(process, probes, report, Path(scratch), asked, progress, known)
+                beside = partial(
+                    column.fill, report, plan, probes, open_engine=lambda: start(on(resolved, plan.second))
+                )
+                families = _judge(process, probes, report, Path(scratch), asked, progress, known, beside, plan)
                 if bundle_folder is not None:
                     _write_bundle(process, families, report, bundle_folder, progress)
         except MissingImports as problem:
@@ -116,6 +125,8 @@ def _judge(
     asked: Asked,
     progress: Progress,
     catalogue_: dict[str, Defect],
+    beside: Callable,
+    plan: Plan,
 ) -> dict[str, Family]:
     report.schedules = list(SCHEDULES)
     matrix = Matrix()
@@ -158,6 +169,10 @@ def _judge(
         began = time.monotonic()
         _confirm_compiled(engine, families[CHECKPOINT], report, scratch)
         report.clock["compiled_s"] = round(time.monotonic() - began, 2)
+    if plan.second:
+        beside((*found, filling.simulation), progress=progress)
+    elif plan.accepted:
+        report.notes.append(blind.note(families, progress))
     conclude(report, asked.names)
     return families
 
@@ -201,8 +216,8 @@ def _checkpoint(
         report.notes.append("Loads the names of no family; the probes say why, in the published names.")
         return loading.PUBLISHED, loading.PLAIN
     name, form = found
-    title = next(one.title for one in report.loading if one.family == name)
     if name != loading.PUBLISHED:
+        title = next(one.title for one in report.loading if one.family == name)
         report.notes.append(f"Does not load published names: {said}. Judged on family {name}, {title}.")
     if form != loading.PLAIN:
         report.notes.append(f"Does not load plain float32 weights: {said}. Judged with {FORMS[form]}.")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from ..beside.plan import GPU
 from ..candidates.adapters.problems import NEEDS_METAL
 from ..gate.conditions import named
 from ..gate.defects import Defect
@@ -23,6 +24,7 @@ WORDS = {
     "chunks": "chunks",
     "batch": "a batch of two",
     LIVES: "a life of its caches",
+    GPU: "the GPU",
 }
 
 
@@ -76,7 +78,10 @@ def set_apart(report: GateReport, known: dict[str, Defect]) -> None:
 def conclude(report: GateReport, names: str = "any") -> None:
     """The verdict and its sentence, from the rows that published checkpoints need."""
     apart = {row.name for row in report.mechanisms if row.beyond}
-    judged = [cell for cell in report.cells if cell.verdict is not Verdict.COVERAGE_GAP and cell.mechanism not in apart]
+    counted = [
+        cell for cell in report.cells if cell.verdict is not Verdict.COVERAGE_GAP and cell.mechanism not in apart
+    ]
+    judged = [cell for cell in counted if cell.schedule != GPU]
     refused = [one for one in report.loading if one.family == PUBLISHED and one.state == "does not load"]
     report.verdict = overall([cell.verdict for cell in judged])
     lacking = _lacking(report)
@@ -112,6 +117,7 @@ def conclude(report: GateReport, names: str = "any") -> None:
             report.sentence += f" Beyond published configs it deviates in {', '.join(found)}."
         if report.gaps:
             report.sentence += f" Not judged: {', '.join(gap.what for gap in report.gaps)}."
+        _beside(report, [cell for cell in counted if cell.schedule == GPU])
     else:
         needs = next((cell.sentence for cell in report.cells if NEEDS_METAL in cell.sentence), None)
         report.verdict = Verdict.ENVIRONMENT if needs else report.verdict
@@ -121,3 +127,21 @@ def conclude(report: GateReport, names: str = "any") -> None:
             "The shared expert is not clamped: that is what the first published revision (2026-04-24) computes; "
             "revisions since 2026-04-27 clamp it."
         )
+
+
+def _beside(report: GateReport, column: list[Cell]) -> None:
+    """What the GPU says of a port that is right on the CPU."""
+    bad = next((cell for cell in column if cell.verdict in BAD), None)
+    if bad is None:
+        agree = sum(cell.verdict is Verdict.PARITY for cell in column)
+        report.sentence += f" On the GPU {agree} of {len(column)} mechanisms agree within its own errors." * bool(
+            column
+        )
+        return
+    report.verdict = Verdict.DEVICE
+    report.first_deviation = Deviation(bad.mechanism, bad.schedule, bad.sentence)
+    title = next(m.title for m in report.mechanisms if m.name == bad.mechanism)
+    report.sentence = (
+        f"{report.candidate.name} is right on the CPU, and on the GPU beyond what the GPU's own errors explain, first "
+        f"in {bad.mechanism} ({title}): {bad.sentence.rstrip('.')}. A kernel is wrong there, not the maths."
+    )

@@ -33,7 +33,8 @@ def show(report: Report, console: Console) -> None:
 
 def pairs_table(results: list[PairResult]) -> Table:
     """One row a pair: cases, worst error over its limit in each type, ties, verdict."""
-    dtypes = list(dict.fromkeys(result.dtype for result in results))
+    kind = lambda result: result.dtype if result.device == "cpu" else f"{result.dtype}\n{result.device}"  # noqa: E731
+    dtypes = list(dict.fromkeys(map(kind, results)))
     table = Table(title="Pairs, each after those that it is built from", title_justify="left", pad_edge=False)
     table.add_column("pair", no_wrap=True)
     table.add_column("cases", justify="right")
@@ -42,7 +43,7 @@ def pairs_table(results: list[PairResult]) -> Table:
     table.add_column("ties", justify="right")
     table.add_column("verdict", no_wrap=True)
     for name in dict.fromkeys(result.name for result in results):
-        rows = {result.dtype: result for result in results if result.name == name}
+        rows = {kind(result): result for result in results if result.name == name}
         verdict = next((row.verdict for row in rows.values() if row.verdict is not Verdict.PARITY), Verdict.PARITY)
         because = sorted({part for row in rows.values() for part in row.because})
         table.add_row(
@@ -67,13 +68,15 @@ def layers_table(results: list[LayerResult]) -> Table:
     table.add_column("verdict", no_wrap=True)
     for result in results:
         peers = [
-            other.accumulated_error for other in results if (other.model, other.dtype) == (result.model, result.dtype)
+            other.accumulated_error
+            for other in results
+            if (other.model, other.dtype, other.device) == (result.model, result.dtype, result.device)
         ]
         table.add_row(
             result.model,
             str(result.layer),
             result.kind,
-            result.dtype,
+            result.dtype if result.device == "cpu" else f"{result.dtype} {result.device}",
             _ratio(result.isolated_ratio),
             f"{result.accumulated_error:.1e}",
             f"{result.accumulated_baseline:.1e}",
@@ -121,9 +124,9 @@ def explain(result: PairResult, console: Console) -> None:
     """What deviates in a pair, unless one of its parts already does."""
     if result.failure is None or result.because:
         return
-    failure = result.failure
+    failure, where = result.failure, "" if result.device == "cpu" else f" on the {result.device}"
     console.print(
-        f"\n[bold]{result.name}[/] in {result.dtype} (spec {result.spec}, {escape(result.title)}): "
+        f"\n[bold]{result.name}[/] in {result.dtype}{where} (spec {result.spec}, {escape(result.title)}): "
         f"{escape(failure.sentence)}."
     )
     console.print(f"  {'smallest example found' if failure.shrunk else 'example'}: {failure.schedule}")

@@ -41,6 +41,7 @@ class Target:
     module: str = ""  # the dotted name to import
     root: str = ""  # the folder that goes to the front of sys.path, if it is not there
     path: str = ""  # the file, where one was named
+    device: str = ""  # of MLX, "cpu" or "gpu", where the machine has both
 
     def as_json(self) -> dict[str, str]:
         """The fields, as `Target(**fields)` takes them."""

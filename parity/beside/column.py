@@ -1,0 +1,103 @@
+"""The gate's column `gpu`: each mechanism's worst cell there, and the first tensor that is off."""
+
+from __future__ import annotations
+
+import tempfile
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+
+from ..candidates.adapters import Target
+from ..candidates.adapters.problems import NEEDS_METAL, CandidateProblem
+from ..candidates.process import Process
+from ..gate import confirm
+from ..gate.families import Family
+from ..gate.filling import Filling
+from ..gate.matrix import Matrix
+from ..gate.probes import Probe
+from ..gate.results import Cell, GateReport
+from ..results import Verdict, overall
+from . import blind
+from .plan import GPU, Plan
+
+BAD = (Verdict.DIVERGES, Verdict.CRASHED)
+
+
+def fill(
+    report: GateReport,
+    plan: Plan,
+    probes: list[Probe],
+    written: tuple[str, str, str],
+    open_engine: Callable[[], Process],
+    progress: Callable[[str], None],
+) -> None:
+    """Judge the probes on the second device and add a cell a mechanism; `written`: the family of names, the form and
+    the published roundings that the first device was judged with."""
+    matrix, clock = Matrix(), {}
+    with tempfile.TemporaryDirectory(prefix="parity-", ignore_cleanup_errors=True) as scratch, plan.limits(plan.second):
+        folder = Path(scratch, "checkpoint")
+        try:
+            with open_engine() as engine:
+                filling = Filling(engine, matrix, report.seed, *written, folder, clock)
+                families = filling.fill(probes, lambda said: progress(f"on the {plan.second}, {said}"))
+                column = [worst(matrix, probe.mechanism) for probe in probes]
+                first = first_here(report, column)
+                if first is not None:
+                    report.notes += first_tensor(engine, families[first.mechanism], folder / "again")
+                if plan.accepted:
+                    report.notes.append(blind.note(families, progress))
+        except CandidateProblem as problem:
+            column = [Cell(probes[0].mechanism, GPU, Verdict.CRASHED, str(problem))]
+    report.schedules.append(GPU)
+    report.cells += column
+    report.clock |= {f"{GPU}_{name}": seconds for name, seconds in clock.items()}
+
+
+def worst(matrix: Matrix, mechanism: str) -> Cell:
+    """The mechanism's verdict over all schedules, by its worst cell, whose sentence says under which."""
+    cells = [cell for cell in matrix.cells if cell.mechanism == mechanism]
+    verdict = overall([cell.verdict for cell in cells])
+    cell = max((cell for cell in cells if cell.verdict is verdict), key=lambda cell: cell.ratio)
+    said = f"under {cell.schedule}, {cell.sentence}" if cell.sentence else ""
+    return replace(cell, schedule=GPU, sentence=said)
+
+
+def first_here(report: GateReport, column: list[Cell]) -> Cell | None:
+    """The first mechanism that is wrong on the second device and in no schedule on the first."""
+    red = {cell.mechanism for cell in report.cells if cell.verdict in BAD}
+    return next((cell for cell in column if cell.verdict in BAD and cell.mechanism not in red), None)
+
+
+def first_tensor(engine: Process, family: Family, folder: Path) -> list[str]:
+    """A note on the first tensor of the reference that the port does not give there."""
+    try:
+        engine.load(family.write(folder))
+        errors = confirm.layer_errors(engine, family)
+    except CandidateProblem:
+        return []  # what it does here says nothing that the column does not
+    off = next((tap for tap in errors if tap.error > tap.limit), None)
+    if off is None:
+        return []
+    where = f"the nearest to it, from {off.module}, is off" if off.module else "no module gives it"
+    return [
+        f"On the {GPU}, on the probe of {family.probe.mechanism}, the first tensor that differs is '{off.tap}': "
+        f"{where}."
+    ]
+
+
+def judged(plan: Plan, work: Callable[[Plan], GateReport]) -> GateReport:
+    """The report of `work` on the plan's devices; on the GPU alone, with a note, where the port refuses the CPU."""
+    with plan.limits(plan.first):
+        report = work(plan)
+    if plan.second and report.verdict is Verdict.ENVIRONMENT and NEEDS_METAL in report.sentence:
+        alone = plan.alone()
+        with alone.limits(GPU):
+            again = work(alone)
+        again.notes.insert(0, f"It does not run on the CPU ({report.sentence.rstrip('.')}); the GPU alone was judged.")
+        return again
+    return report
+
+
+def on(target: Target, device: str) -> Target:
+    """The candidate on this device; where MLX knows one only, as it is."""
+    return replace(target, device=device)

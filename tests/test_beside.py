@@ -1,0 +1,279 @@
+"""The same port on a second device: which devices are asked, what the column `gpu` says, and the verdict `device`.
+
+There is no GPU here: one is emulated, by functions of MLX with the errors of another device.
+Run: pytest tests/test_beside.py
+"""
+
+import contextlib
+import json
+from functools import cache
+
+import jsonschema
+import mlx.core as mx
+import pytest
+from emulated_devices import EMULATED
+
+from parity import cli
+from parity.beside import plan as planning
+from parity.candidates.adapters.problems import NEEDS_METAL, Died
+from parity.candidates.process import Process
+from parity.candidates.told import problem
+from parity.commands.checkpoint import on_this_device
+from parity.devices import calibrating
+from parity.devices.measuring import measure
+from parity.devices.results import Calibration, Device
+from parity.environment import MATMUL_ERROR_LIMIT
+from parity.errors import BadEnvironment, NoDevice
+from parity.gate.defects import catalogue
+from parity.gate.defects.patching import applied
+from parity.jobs import gate
+from parity.jobs.score import Patched
+from parity.judging import noise
+from parity.report.document import schema
+from parity.results import Verdict
+
+RUN = ["run", "--pair", "rope", "--dtype", "float32"]
+GATE = ["gate", "dsv4_mlx", "--only", "rope.scores"]
+
+
+@cache
+def calibrated(name):
+    """An emulated device as `parity device` finds it."""
+    with EMULATED[name].on():
+        figures, missing = measure(mx.cpu)
+    return Calibration(Device("gpu", f"emulated {name}", "a system", "", (), "0"), figures, missing)
+
+
+class InHere(Patched):
+    """dsv4_mlx as a candidate in this process, where an emulated device reaches it; with a defect, a wrong kernel."""
+
+    def __init__(self, device, *defects):
+        super().__init__([catalogue()[name] for name in defects])
+        self.device, self.facts, self.supplied = device, {"mtp": True, "taps": "mlx"}, []
+
+    def __enter__(self):
+        return self
+
+    def __exit__(self, *exception):
+        pass
+
+    def _raising(self, do, *args):
+        with EMULATED[self.device].on():
+            return super()._raising(do, *args)
+
+    def taps(self, ids):
+        with EMULATED[self.device].on(), applied(self.defects, "dsv4_mlx"):
+            return [{"path": path, "kind": kind, "array": value} for path, kind, value in self.port.taps(ids)]
+
+
+@pytest.fixture
+def machine(monkeypatch):
+    """machine("metal_worst") has that device for a GPU; with defects, those are in its kernels."""
+
+    def have(name, *defects):
+        @contextlib.contextmanager
+        def using(device):
+            assert device in ("cpu", "gpu")
+            with EMULATED[name].on() if device == "gpu" else contextlib.nullcontext():
+                yield
+
+        def start(target, *rest):
+            here = Process if target.device == "cpu" else lambda *_: InHere(name, *defects)
+            return here(target, *rest)
+
+        monkeypatch.setattr(planning, "gpu_here", lambda: True)
+        monkeypatch.setattr(planning, "using", using)
+        monkeypatch.setattr(planning, "calibration", lambda kind, tell=None: calibrated(name))
+        monkeypatch.setattr(gate, "Process", start)
+
+    return have
+
+
+def run(capsys, tmp_path, *arguments):
+    """(exit code, document, standard output, standard error)"""
+    path = tmp_path / "report.json"
+    code = cli.main([*arguments, "--json", str(path)])
+    captured = capsys.readouterr()
+    assert "Traceback" not in captured.out + captured.err
+    found = json.loads(path.read_text()) if path.exists() else None
+    if found:
+        jsonschema.validate(found, schema(found["schema"]))
+        assert found["exit_code"] == code
+    return code, found, captured.out, captured.err
+
+
+# --- the plan ------------------------------------------------------------------------------------------------
+
+
+def test_without_a_gpu_mlx_is_told_nothing():
+    assert planning.asked(None) == planning.asked("cpu") == planning.Plan()
+    assert not planning.gpu_here()
+
+
+def test_with_a_gpu_both_are_asked_and_each_can_be_asked_alone(machine):
+    machine("metal_worst")
+    both, cpu, gpu = (planning.asked(option) for option in (None, "cpu", "gpu"))
+    assert [(one.first, one.second) for one in (both, cpu, gpu)] == [("cpu", "gpu"), ("cpu", ""), ("gpu", "")]
+    assert both.noise.levels
+    assert cpu.noise is None
+    with both.limits("cpu"):
+        assert noise.active() is None
+    with both.limits("gpu"):
+        assert noise.active() is both.noise
+
+
+def test_a_device_that_is_not_there_is_a_sentence_a_document_and_exit_code_6(capsys, tmp_path, monkeypatch):
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    for command in (RUN, GATE):
+        for device in ("gpu", "both"):
+            code, found, _, err = run(capsys, tmp_path, *command, "--device", device)
+            assert code == 6
+            assert found["verdict"] == "no device"
+            assert err.count("\n") == 1
+            assert "MLX finds no gpu here" in err
+    with pytest.raises(NoDevice), planning.using("gpu"):
+        pass
+
+
+def test_unknown_devices_and_candidates_without_one_are_bad_input(capsys, tmp_path, machine):
+    machine("metal_worst")
+    assert run(capsys, tmp_path, *RUN, "--device", "gpus")[3].startswith(
+        "parity: --device does not know 'gpus'; did you"
+    )
+    code, _, _, err = run(capsys, tmp_path, "gate", "hf", "--device", "both")
+    assert code == 2
+    assert err == "parity: hf computes on the CPU; leave --device both away.\n"
+    assert planning.of("hf", None) == planning.Plan()
+
+
+# --- parity run ----------------------------------------------------------------------------------------------
+
+
+def test_rows_of_both_devices_agree_each_within_its_limits(machine, capsys, tmp_path):
+    machine("metal_worst")
+    code, found, out, _ = run(capsys, tmp_path, *RUN)
+    assert code == 0
+    assert [row["device"] for row in found["pairs"]] == ["cpu", "gpu"]
+    limits = [max(tap["limit_rms"] for tap in row["taps"]) for row in found["pairs"]]
+    assert limits[1] > 10 * limits[0]
+    assert found["sentence"].endswith("On the GPU 1 of 1 agree within its own errors.")
+    assert found["environment"]["calibration"]["gpu"]["device"]["chip"] == "emulated metal_worst"
+    assert "gpu" in out
+
+
+def test_what_is_wrong_on_the_gpu_alone_is_a_verdict_of_its_own(machine, capsys, tmp_path, monkeypatch):
+    """A device that errs more than it was measured to: the maths is right, so a kernel is not."""
+    machine("metal_worst")
+    monkeypatch.setattr(planning, "calibration", lambda kind, tell=None: calibrated("metal_tenth"))
+    code, found, out, _ = run(capsys, tmp_path, *RUN)
+    assert (code, found["verdict"]) == (7, Verdict.DEVICE.value)
+    assert [row["verdict"] for row in found["pairs"]] == ["parity", "diverges"]
+    assert "right on the CPU" in found["sentence"]
+    assert found["finding"]["reproduce"].endswith("--device gpu")
+    assert "on the gpu" in out
+
+
+# --- parity gate ---------------------------------------------------------------------------------------------
+
+
+def test_the_gate_has_a_column_for_the_gpu(machine, capsys, tmp_path):
+    machine("metal_worst")
+    code, found, out, _ = run(capsys, tmp_path, *GATE)
+    assert code == 0
+    assert found["schedules"][-1] == "gpu"
+    column = [cell for cell in found["cells"] if cell["schedule"] == "gpu"]
+    assert [cell["mechanism"] for cell in column] == [row["name"] for row in found["mechanisms"]]
+    assert {cell["verdict"] for cell in column} == {"parity"}
+    rope = {cell["schedule"]: cell["limit_rms"] for cell in found["cells"] if cell["mechanism"] == "rope.scores"}
+    assert rope["gpu"] > 10 * rope["oneshot"]
+    assert "mechanisms agree within its own errors." in found["sentence"]
+    assert "gpu" in out
+
+
+def test_a_wrong_kernel_is_named_with_the_first_tensor(machine, capsys, tmp_path):
+    machine("metal_worst", "D008")
+    code, found, out, _ = run(capsys, tmp_path, *GATE)
+    assert (code, found["verdict"]) == (7, "device")
+    assert found["first_deviation"]["schedule"] == "gpu"
+    assert "A kernel is wrong there, not the maths." in found["sentence"]
+    assert any(note.startswith("On the gpu, on the probe of") for note in found["notes"])
+    assert not found["diagnosis"]
+    assert "exit 7" in out
+
+
+def test_the_gpu_alone(machine, capsys, tmp_path):
+    machine("metal_worst", "D008")
+    code, found, _, _ = run(capsys, tmp_path, *GATE, "--device", "gpu")
+    assert (code, found["verdict"]) == (1, "diverges")
+    assert "gpu" not in found["schedules"]
+    assert found["environment"]["calibration"]["gpu"]["figures"]
+
+
+def test_a_port_that_refuses_the_cpu_is_judged_on_the_gpu_alone(machine, capsys, tmp_path, monkeypatch):
+    machine("metal_worst")
+    said = {"message": "[metal_kernel] Only supports the GPU.", "kind": "raised", "type": "RuntimeError"}
+    refusal = problem(said, "while loading", tmp_path, 1)
+    assert NEEDS_METAL in str(refusal)
+    start = gate.Process
+
+    class Refusing(InHere):
+        def load(self, folder):
+            raise refusal
+
+    monkeypatch.setattr(
+        gate,
+        "Process",
+        lambda target, *rest: Refusing("metal_worst") if target.device == "cpu" else start(target, *rest),
+    )
+    code, found, _, err = run(capsys, tmp_path, *GATE)
+    assert code == 0, err
+    assert found["notes"][0].startswith("It does not run on the CPU")
+    assert found["notes"][0].endswith("the GPU alone was judged.")
+
+
+def test_a_port_that_dies_on_the_gpu_is_told_and_no_pass(machine, capsys, tmp_path, monkeypatch):
+    machine("metal_worst")
+    start = gate.Process
+
+    class Dying(InHere):
+        def __enter__(self):
+            raise Died("The candidate was killed by signal 9 while it was imported.")
+
+    monkeypatch.setattr(
+        gate, "Process", lambda target, *rest: start(target, *rest) if target.device == "cpu" else Dying("metal_worst")
+    )
+    code, found, _, _ = run(capsys, tmp_path, *GATE)
+    assert (code, found["verdict"]) == (7, "device")
+    assert "killed by signal 9" in found["sentence"]
+
+
+# --- noise ---------------------------------------------------------------------------------------------------
+
+
+def test_a_device_that_hides_defects_is_refused_unless_that_is_accepted(machine, capsys, tmp_path):
+    machine("tf32")
+    with pytest.raises(BadEnvironment, match=r"relative error of \d\.\de-04.*--accept-noise"):
+        planning.asked("gpu")
+    code, found, _, err = run(capsys, tmp_path, *RUN)
+    assert (code, found["verdict"]) == (3, "environment")
+    assert f"{MATMUL_ERROR_LIMIT:.0e}" in err
+    code, found, _, _ = run(capsys, tmp_path, *GATE, "--accept-noise")
+    assert code == 0
+    (hidden,) = [note for note in found["notes"] if note.startswith("The device's errors hide")]
+    assert "D003" in hidden  # turns by slightly other angles
+    assert "D008" not in hidden
+
+
+def test_figures_are_those_that_are_kept_for_the_device(monkeypatch):
+    monkeypatch.setattr(planning, "gpu_here", lambda: True)
+    assert planning.calibration is calibrating.calibration
+
+
+def test_a_whole_checkpoint_is_held_to_the_limits_of_the_device_that_mlx_computes_on(machine):
+    with on_this_device() as environment:
+        assert noise.active() is None
+        assert "calibration" not in environment
+    machine("metal_worst")
+    with on_this_device() as environment:
+        assert noise.active().levels == noise.DeviceNoise.of(calibrated("metal_worst")).levels
+        assert environment["calibration"]["gpu"]["figures"]
