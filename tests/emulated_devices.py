@@ -20,14 +20,17 @@ put in can also be computed without MLX: `error_put_in`.
 from __future__ import annotations
 
 import contextlib
+import functools
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
 import mlx.core as mx
 import numpy as np
 
-from parity.devices.measuring import figure, ulp, wide
+from parity.devices.measuring import figure, measure, ulp, wide
 from parity.devices.primitives import Exact, Primitive
+from parity.devices.results import Calibration, Device
+from parity.judging.noise import DeviceNoise
 
 ALLOWED_WAVE = 2.0**-13
 PIECES = 32
@@ -300,3 +303,17 @@ EMULATED = {
     "reordered": reordered(),
     "flushed": flushed(),
 }
+
+
+@functools.cache
+def calibrated(name: str) -> Calibration:
+    """An emulated device, as a GPU, as `parity device` would find it."""
+    with EMULATED[name].on():
+        figures, missing = measure(mx.cpu)
+    return Calibration(Device("gpu", f"emulated {name}", "a system", "", (), "0"), figures, missing)
+
+
+@functools.cache
+def noise_of(name: str) -> DeviceNoise:
+    """What it errs by beyond the null."""
+    return DeviceNoise.of(calibrated(name))

@@ -20,6 +20,7 @@ from unittest import mock
 import mlx.core as mx
 import pytest
 import torch
+from emulated_devices import EMULATED, noise_of
 from gate_variants import HAS_COMPILER, VARIANTS, in_bfloat16
 
 from dsv4_mlx.attention import Attention
@@ -28,6 +29,7 @@ from parity.gate.families import Family, family
 from parity.gate.matrix import Matrix, judge_probe
 from parity.gate.probes import of_profile
 from parity.jobs.score import Patched
+from parity.judging.noise import on_device
 from parity.results import Verdict
 
 QUICK = {probe.mechanism: probe for probe in of_profile("quick")}
@@ -196,6 +198,48 @@ def test_what_is_undecided_is_no_example():
     undecided = Outcome("order", "mtp", "oneshot", 0, Verdict.INCONCLUSIVE, 0.0, 0, changed=True)
     assert not undecided.counts
     assert not undecided.alarm
+
+
+# --- other devices ---------------------------------------------------------------------------------------------
+
+# What MLX compiles, no emulated function reaches.
+UNCOMPILED = tuple(name for name in VARIANTS if name != "compiled")
+ON_DEVICES = 5_000
+
+
+def on_device_of(device: str, mechanism: str, seed: int, names=UNCOMPILED) -> list[Outcome]:
+    """All cells of one probe under these variants, on an emulated device within its own limits."""
+    for kept in (runs, unchanged):
+        kept.cache_clear()
+    with EMULATED[device].on(), on_device(noise_of(device)):
+        found = [outcome for name in names for outcome in outcomes(name, mechanism, seed)]
+    for kept in (runs, unchanged):
+        kept.cache_clear()
+    return found
+
+
+@pytest.mark.parametrize("mechanism", ["rope.inverse", "attention.output", "hc.post"])
+def test_no_alarm_on_metal_at_its_worst(mechanism):
+    found = on_device_of("metal_worst", mechanism, 0, ("order", "fused"))
+    assert {outcome.verdict for outcome in found} == {Verdict.PARITY}, found
+    assert any(outcome.counts for outcome in found)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("device", EMULATED)
+def test_no_alarm_on_other_devices(device, tmp_path):
+    found, context = [], get_context("spawn")
+    with ProcessPoolExecutor(WORKERS, context, start_worker, (tmp_path,)) as pool:
+        tasks = [pool.submit(on_device_of, device, mechanism, seed) for seed in SEEDS for mechanism in QUICK]
+        for task in as_completed(tasks):
+            found += task.result()
+            if sum(outcome.counts for outcome in found) >= ON_DEVICES:
+                pool.shutdown(cancel_futures=True)
+                break
+    print(f"\n{device}\n{table(found)}")
+    alarms = [outcome for outcome in found if outcome.alarm]
+    assert not alarms, "\n".join(map(str, alarms))
+    assert sum(outcome.counts for outcome in found) >= ON_DEVICES
 
 
 # --- 10,000 ----------------------------------------------------------------------------------------------------

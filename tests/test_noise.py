@@ -3,19 +3,17 @@
 Run: pytest tests/test_noise.py
 """
 
-from functools import cache
-
 import mlx.core as mx
 import numpy as np
 import pytest
 import torch
-from emulated_devices import EMULATED
+from emulated_devices import EMULATED, calibrated, noise_of
 
 from parity import pairs
 from parity.cases.strategies import PROFILES
 from parity.devices.measuring import figure, inputs, measure
 from parity.devices.primitives import primitives
-from parity.devices.results import Calibration, Device
+from parity.devices.results import Calibration
 from parity.gate.filling import reference
 from parity.gate.probes import registry
 from parity.jobs.search import Search
@@ -40,17 +38,6 @@ COMPUTED = {
 LEVELS = {"sin": "wave", "cos": "wave", "sin.positions": "angle", "cos.positions": "angle", "matmul": "product"}
 
 
-@cache
-def noise_of(name):
-    """That of an emulated device, or of this CPU."""
-    if name == "cpu":
-        figures, missing = measure(mx.cpu)
-    else:
-        with EMULATED[name].on():
-            figures, missing = measure(mx.cpu)
-    return DeviceNoise.of(Calibration(Device("gpu", "a chip", "a system", "", (), "0"), figures, missing))
-
-
 def by_the_ruler(name, sequential, noise=None):
     """What a run with other rounding errs by in a primitive."""
     given = inputs(PRIMITIVES[name], "float32")
@@ -72,8 +59,10 @@ def test_what_the_null_has_by_itself_is_what_the_table_says(name):
 
 
 def test_this_cpu_adds_nothing():
-    assert not noise_of("cpu").levels
-    assert by_the_ruler("sin", True, noise_of("cpu")) == by_the_ruler("sin", True)
+    figures, missing = measure(mx.cpu)
+    here = DeviceNoise.of(Calibration(calibrated("tf32").device, figures, missing))
+    assert not here.levels
+    assert by_the_ruler("sin", True, here) == by_the_ruler("sin", True)
 
 
 @pytest.mark.parametrize("device", ["metal_worst", "metal_tenth", "tf32"])
@@ -81,8 +70,7 @@ def test_the_null_errs_as_the_device_was_measured(device):
     """Never less than 0.7 times as much, and where the device is what dominates, no more than twice; of waves far out
     three times, whose level is that of small angles, too."""
     noise = noise_of(device)
-    with EMULATED[device].on():
-        figures, _ = measure(mx.cpu)
+    figures = calibrated(device).figures
     for name in COMPUTED:
         found, there = by_the_ruler(name, False, noise), figures[name, "float32"].rms
         level = LEVELS.get(name, name)

@@ -8,15 +8,16 @@ from ..results import Report, Verdict
 from .plan import CPU, GPU, Plan
 
 
-def run_on(plan: Plan, work: Callable[[], Report]) -> Report:
-    """One report. Where the CPU agrees and the GPU does not, the verdict is `device` and the finding is the GPU's."""
+def run_on(plan: Plan, work: Callable[[bool], Report]) -> Report:
+    """One report of `work`, which is told whether the reference is to be held to itself first. Where the CPU agrees and
+    the GPU does not, the verdict is `device` and the finding is the GPU's."""
     with plan.here(plan.first):
-        report = _marked(work(), plan.first or CPU)
+        report = _marked(work(True), plan.first or CPU)
     report.environment = report.environment | plan.facts
     if not plan.second or report.verdict in (Verdict.INTERRUPTED, Verdict.INCONCLUSIVE):
         return report
     with plan.here(plan.second):
-        other = _marked(work(), plan.second)
+        other = _marked(work(False), plan.second)
     report.pairs += other.pairs
     report.layers += other.layers
     report.clock |= {f"{plan.second}_s": other.clock.get("total_s", 0.0)}

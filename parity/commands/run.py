@@ -79,8 +79,9 @@ def command(options: argparse.Namespace, started: float) -> int:
             ) from error
     imported = time.monotonic() - started
     plan = planning.asked(shared.device(options), options.accept_noise, outputs.say)
-    judged = lambda progress: run(profile, names, dtypes, options.seed, environment, progress, case)  # noqa: E731
-    return reports.made(options, started, imported, lambda progress: run_on(plan, lambda: judged(progress)))
+    what = profile, names, dtypes, options.seed, environment
+    work = lambda progress: run_on(plan, lambda check: run(*what, progress, case, check))  # noqa: E731
+    return reports.made(options, started, imported, work)
 
 
 def problem(options: argparse.Namespace, verdict: Verdict, sentence: str) -> list:

@@ -13,6 +13,7 @@ from torch import Tensor
 
 from reference_torch import Decoded, checkpoint
 
+from ..judging import noise
 from ..judging.runs import Runs, options
 from ..judging.sides import TorchSide
 from ..judging.tolerance import Measurement, measure, rms
@@ -27,7 +28,8 @@ class Family:
     """A probe's runs in the reference, one shot, on `ids` [ROWS, tokens], one token more where the MTP block reads.
 
     clear [ROWS, tokens]: tokens that no unclear choice of experts or rows reaches, nor an unclear rounding where the
-    reference simulates roundings. Only these are judged.
+    reference simulates roundings. Only these are judged. dominant: on a device that is noisier than other rounding,
+    which of its errors makes the null as large as it is.
     """
 
     probe: Probe
@@ -39,6 +41,7 @@ class Family:
     clear: Tensor
     spelling: str = "F1"
     simulation: str = "none"
+    dominant: str = ""
     decoded: dict[tuple, Decoded] = field(default_factory=dict, init=False, repr=False)
 
     def side(self, dtype: str) -> TorchSide:
@@ -110,4 +113,6 @@ def family(probe: Probe, seed: int, simulation: str = "none") -> Family:
             break  # through several layers of simulated roundings some are undecided with any weights
     number, found = best
     exact, baseline, *others = found.logits(number)
-    return Family(probe, found.tensors, found.ids, exact, baseline, others, found.clear, simulation=simulation)
+    dominant = found.dominant(number) if noise.active() else ""
+    given = probe, found.tensors, found.ids, exact, baseline, others, found.clear
+    return Family(*given, simulation=simulation, dominant=dominant)

@@ -184,11 +184,12 @@ def judge(family: Family, schedule: str, logits: Tensor, calls: tuple[int, ...] 
     m = family.measure(schedule, logits, clear=None if seen is None else family.clear & seen)
     cell.ratio, cell.error_rms, cell.error_max = m.ratio, m.error_rms, m.error_max
     cell.limit_rms, cell.limit_max, cell.null_rms, cell.null_max = m.limit_rms, m.limit_max, m.null_rms, m.null_max
+    dominant = family.dominant
     cell.floor_rms, cell.factor_rms, cell.factor_max, cell.reason = (
         m.floor_rms,
         m.rule.rms,
         m.rule.maximum,
-        m.rule.reason,
+        m.rule.reason + (f"; on this device the null is as large as the errors of {dominant}" if dominant else ""),
     )
     if m.ratio <= 1:
         cell.verdict = Verdict.PARITY

@@ -26,13 +26,15 @@ def run(
     environment: dict,
     progress: Progress = lambda text: None,
     case: Case | Life | None = None,
+    check: bool = True,
 ) -> Report:
-    """Judge the named pairs (all, when none is named) in these types; with a `case`, only that one example."""
+    """Judge the named pairs (all, when none is named) in these types; with a `case`, only that one example. `check`:
+    the reference is held to itself first."""
     report = Report(
         command="run", profile=profile.name, seed=seed, verdict=Verdict.PARITY, sentence="", environment=environment
     )
     try:
-        _fill(report, profile, names, dtypes, seed, progress, case)
+        _fill(report, profile, names, dtypes, seed, progress, case, check and case is None)
     except KeyboardInterrupt as stop:
         report.verdict = Verdict.INTERRUPTED
         by = f" by {stop}" if str(stop) else ""
@@ -49,12 +51,13 @@ def _fill(
     seed: int,
     progress: Progress,
     case: Case | Life | None,
+    check: bool,
 ) -> None:
     """What the run finds, into the report as it comes."""
     pairs = [pair for name, pair in registry().items() if not names or name in names]
     clock = report.clock = {"reference_s": 0.0, "pairs_s": {}, "layers_s": 0.0}
     started = time.monotonic()
-    if case is None:
+    if check:
         progress("reference against itself")
         report.consistency = consistency.check(profile, seed)
         clock["reference_s"] = round(time.monotonic() - started, 2)

@@ -49,6 +49,19 @@ FUNCTIONS = {
     "rsqrt": ("rsqrt", "norm"),
     "sqrt": ("rsqrt",),
 }
+TITLES = {
+    "exp": "exp",
+    "exp.far": "exp far from 0",
+    "sigmoid": "sigmoid",
+    "softmax": "softmax",
+    "log1p": "log1p",
+    "rsqrt": "rsqrt",
+    "norm": "rms_norm",
+    "wave": "sin and cos",
+    "angle": "rope",
+    "sum": "sums",
+    "product": "matrix products",
+}
 WAVES = ("cos", "sin")
 FAR = 16.0  # where `exp.far` takes over from `exp`
 WIDTH = math.sqrt(3)  # of a uniform distribution whose rms is 1
@@ -71,6 +84,13 @@ class DeviceNoise:
                 if level > (OWN[name] if dtype == "float32" else OWN_BFLOAT16):
                     levels[name, dtype] = level
         return cls(levels)
+
+    def alone(self) -> dict[str, DeviceNoise]:
+        """By the primitives in words, each source of noise without the others."""
+        return {
+            f"{TITLES[name]} in {dtype} ({value:.3g} ulps)": DeviceNoise({(name, dtype): value})
+            for (name, dtype), value in self.levels.items()
+        }
 
     def level(self, name: str, dtype: torch.dtype) -> float:
         """Rms relative to the magnitude that the figure's unit names; 0 for what is not noisy."""

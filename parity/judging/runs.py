@@ -11,7 +11,9 @@ from torch import Tensor
 from reference_torch import MTPState
 
 from . import noise, oracle, undecided
+from .rounding import OtherRounding
 from .sides import TorchSide
+from .tolerance import rms
 
 # A choice is clear where the gap at its cut is this many times what rounding is seen to move the scores by.
 CLEAR = 8.0
@@ -84,6 +86,18 @@ class Runs:
         nudged."""
         nulls = oracle.null_runs(self.side, lambda: self.run(self.side), self.paths, self.replay, self.dtype, seed)
         return [run.taps["logits"] for run in (self.exact, self.baseline, *nulls)] + self.nudged
+
+    def dominant(self, seed: int) -> str:
+        """Which of the device's errors moves the logits most, in words; empty where other rounding does as much."""
+
+        def moved(one: noise.DeviceNoise) -> float:
+            with noise.on_device(one), OtherRounding(seed * 16, False):
+                logits = oracle.observe(self.side, lambda: self.run(self.side), self.paths, self.replay).taps["logits"]
+            return rms(logits.double() - self.exact.taps["logits"])
+
+        sources = {"": noise.DeviceNoise({}), **noise.active().alone()}
+        by_size = {name: moved(one) for name, one in sources.items()}
+        return max(by_size, key=by_size.get)
 
     def _clear(self, model, rounded: list[oracle.Observation]) -> Tensor:
         """Tokens that every program that computes right gives the same experts and rows."""

@@ -36,7 +36,7 @@ SIZES = FIXED | {
     "swiglu_limit": 2.0,
     "rms_norm_eps": 1e-6,
     "hc_mult": 4,
-    "hc_sinkhorn_iters": 20,
+    "hc_sinkhorn_iters": 3,
     "hc_eps": 1e-6,
 }
 
