@@ -162,6 +162,7 @@ class Gate(pytest.Collector):
     def _judge(self):
         import torch
 
+        from .beside.plan import asked
         from .environment import use_one_thread
         from .errors import ParityError
         from .jobs.gate import judge
@@ -174,6 +175,7 @@ class Gate(pytest.Collector):
             report = judge(
                 self.config.getoption("--parity-candidate"),
                 Asked(profile=self.config.getoption("--parity-profile")),
+                plan=asked("cpu"),  # the verdict on the maths, whatever else is here
             )
             if report.verdict is Verdict.INTERRUPTED:  # Ctrl-C ends the tests, not the gate alone
                 raise KeyboardInterrupt

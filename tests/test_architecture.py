@@ -44,7 +44,7 @@ ALLOWED = {
     "commands": {*PLAIN, "beside", "cases", "pairs", "devices", "gate", "streamed", "whole", "jobs", "report"},
     "cli": {*PLAIN, "commands"},
     "__main__": {"cli"},
-    "pytest_plugin": {*PLAIN, "gate", "jobs"},
+    "pytest_plugin": {*PLAIN, "beside", "gate", "jobs"},
     "pytest_full_model": {*PLAIN, "commands", "streamed", "whole"},
     "reference_torch": {"dsv4_checkpoints"},
     "dsv4_mlx": {"dsv4_checkpoints"},

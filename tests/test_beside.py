@@ -103,6 +103,7 @@ def test_with_a_gpu_both_are_asked_and_each_can_be_asked_alone(machine):
     machine("metal_worst")
     both, cpu, gpu = (planning.asked(option) for option in (None, "cpu", "gpu"))
     assert [(one.first, one.second) for one in (both, cpu, gpu)] == [("cpu", "gpu"), ("cpu", ""), ("gpu", "")]
+    assert [one.options for one in (both, cpu, gpu)] == ["", " --device cpu", " --device gpu"]
     assert both.noise.levels
     assert cpu.noise is None
     with both.limits("cpu"):
@@ -199,6 +200,7 @@ def test_the_gpu_alone(machine, capsys, tmp_path):
     assert code == 0
     assert "gpu" not in found["schedules"]
     assert "the errors of rope" in found["cells"][-1]["reason"]
+    assert found["reproduce"].endswith(" --device gpu")
     assert found["environment"]["calibration"]["gpu"]["figures"]
 
 

@@ -42,6 +42,12 @@ class Plan:
         with self.limits(device), using(device) if device else contextlib.nullcontext():
             yield
 
+    @property
+    def options(self) -> str:
+        """What has to be said on the command line for the same devices on this machine."""
+        said = f" --device {self.first}" if self.first and not self.second else ""
+        return said + " --accept-noise" * self.accepted
+
     def alone(self) -> Plan:
         """The GPU without the CPU."""
         return replace(self, first=GPU, second="")

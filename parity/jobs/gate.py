@@ -64,7 +64,7 @@ def judge(
         candidate = Candidate(f"{target} (a recording of {played.name})", played.kind)
     report = GateReport(candidate, asked.profile, asked.seed, Verdict.INCONCLUSIVE, "")
     report.environment = (check_environment() if environment is None else environment) | plan.facts
-    report.reproduce = asked.command(target, recorded=played is not None)
+    report.reproduce = asked.command(target, recorded=played is not None) + plan.options
     if played is not None:
         report.notes += played.notes(report.environment)
     probes = chosen(asked.profile, asked.only)

@@ -127,7 +127,8 @@ class Score:
         """The table of the docs."""
         rows = [f"| {r.id} | {r.title} | {r.mechanism} | {_columns(r)} |" for r in self.defects]
         head = "| id | defect | mechanism | killed | named | line | red under |\n|---|---|---|---|---|---|---|"
-        return "\n".join([self.summary(), "", head, *rows]) + "\n"
+        devices = "[devices.md](devices.md#the-null-on-a-device) lists which of them the errors of other devices hide."
+        return "\n".join([self.summary(), "", devices, "", head, *rows]) + "\n"
 
 
 def _columns(result: DefectResult) -> str:
