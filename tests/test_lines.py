@@ -30,6 +30,7 @@ from parity.lines.causes import Causes
 from parity.lines.locating import Locator, findings
 from parity.lines.matching import Meant, meanings
 from parity.lines.operations import Called, Operation, recorded
+from parity.lines.placing import Placing
 from parity.lines.seen import Seen
 from parity.lines.sites import changes, sites
 from parity.lines.territory import Territory
@@ -278,7 +279,8 @@ def test_where_a_defect_stands_in_the_reference():
     (place,) = sites(known["D026-joint"])
     assert (place.file, place.function) == ("attention.py", "Attention.queries")
     assert known["D026-joint"].reference[0].new.strip() in "\n".join(text[line - 1] for line in place.lines)
-    assert sites(known["D033"]) == []  # it only puts statements in
+    assert not place.inserted
+    assert {one.inserted for one in sites(known["D033"])} == {True}  # it only puts statements in
     (gone,) = sites(known["X031"])
     assert (gone.function, len(gone.lines)) == ("Model.logits", 1)
 
@@ -373,10 +375,15 @@ def answer(tmp_path_factory):
     return located_once
 
 
+# What is named by what comes behind the defect's place alone, and by the end that is the work of the reference's call.
+PLACED = ("D021", "D026-joint", "D017-half", "D060-queries")
 SLOW = [pytest.param(name, marks=pytest.mark.slow) for name in ("D008", "X059", "D076-up", "D019-one-more")]
 
 
-@pytest.mark.parametrize("name", ["D016", "D026", "D028-dropped", "D009-scores", "D010-sign", "D017", *SLOW])
+FAST = ("D016", "D026", "D028-dropped", "D009-scores", "D010-sign", "D017", *PLACED)
+
+
+@pytest.mark.parametrize("name", [*FAST, *SLOW])
 def test_the_line_of_a_defect_is_named(answer, name):
     found, lines = answer(name)
     assert scoring.verdict(found, lines) == scoring.RIGHT
@@ -392,7 +399,25 @@ def test_without_its_place_in_the_reference_it_is_between_two_lines(answer, monk
     assert found.kind == "between"
 
 
-@pytest.mark.parametrize("name", ["X081", "D052", "D026-joint", "D076-missing"])
+@pytest.mark.parametrize("name", PLACED)
+def test_without_the_work_of_the_references_call_it_is_between_two_lines(monkeypatch, tmp_path, name):
+    monkeypatch.setattr(Placing, "step", lambda self: None)
+    asked, engine, family, _ = located(name)
+    found = Locator(engine, {asked.cell.mechanism: family}, catalogue(), tmp_path).locate(asked)
+    assert found.kind == "between"
+
+
+def test_an_end_far_from_where_the_value_comes_in_is_no_line_by_itself(answer, monkeypatch, tmp_path):
+    """What is left out where the part begins shows where the value is used: without the question it would be blamed."""
+    found, lines = answer("D010")
+    assert found.kind == "between"
+    monkeypatch.setattr(Placing, "_far", lambda self, *given: False)
+    asked, engine, family, _ = located("D010")
+    found = Locator(engine, {asked.cell.mechanism: family}, catalogue(), tmp_path).locate(asked)
+    assert scoring.verdict(found, lines) == scoring.WRONG
+
+
+@pytest.mark.parametrize("name", ["X081", "D052", "X043", "D076-missing"])
 def test_where_two_places_may_be_wrong_none_is_called_the_line(answer, name):
     found, _ = answer(name)
     assert found.kind == "between"

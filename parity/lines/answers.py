@@ -10,6 +10,7 @@ from .causes import Cause, Causes
 from .matching import Meant
 from .narrowing import Between, Narrowing
 from .operations import GIVEN, Operation
+from .placing import Placing
 from .seen import Seen, same
 from .sites import Site
 
@@ -73,7 +74,9 @@ class Finding:
         """The line, where it can be told from what the reference does in the place of the defect."""
         origin = self.causes.origin(self.meant[self.watched.events[first].value].key)
         between = Between(found.at, found.after, found.rule, first, cause, origin)
-        told = Narrowing(self.seen, self.causes.wrong, self.sites, between).step()
+        kept = [one for one in self.sites if not one.inserted]
+        told = Narrowing(self.seen, self.causes.wrong, kept, between).step() if len(kept) == len(self.sites) else None
+        told = told or Placing(self.seen, self.causes.wrong, self.sites, between).step()
         if told is None:
             return found
         step, site = told
