@@ -477,8 +477,8 @@ def test_a_helper_that_does_a_part_of_a_call_is_not_held_for_the_call(tmp_path):
 
 def test_a_step_that_is_given_what_the_references_call_makes_is_no_line(tmp_path, monkeypatch):
     narrowing, place, queries, _ = rotated(tmp_path)
-    inner, outer = narrowing.stack[:2]
-    for step, said in ((inner, None), (outer, outer)):
+    inner, outer, outermost = narrowing.stack  # in whose function they are neither made nor used
+    for step, said in ((inner, None), (outer, outer), (outermost, None)):
         monkeypatch.setattr(Narrowing, "_step", lambda self, *given, step=step: step)
         assert narrowing._proven(place, queries) == said
     monkeypatch.setattr(Narrowing, "_step", lambda self, *given: inner)
@@ -587,6 +587,7 @@ def test_an_end_far_from_where_the_value_comes_in_is_no_line_by_itself(answer, m
     found, lines = answer("D010")
     assert found.kind == "between"
     monkeypatch.setattr(Placing, "_far", lambda self, *given: False)
+    monkeypatch.setattr(Placing, "_proven", Placing._step)  # which asks, besides, whether the end was given the value
     asked, engine, family, _ = located("D010")
     found = Locator(engine, {asked.cell.mechanism: family}, catalogue(), tmp_path).locate(asked)
     assert scoring.verdict(found, lines) == scoring.WRONG
