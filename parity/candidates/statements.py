@@ -37,6 +37,37 @@ def conditions(tree: ast.Module) -> dict[ast.stmt, list[int]]:
     return found
 
 
+def passed(tree: ast.Module) -> dict[ast.stmt, list[ast.stmt]]:
+    """For each statement the conditions and loops of its function that stand before it and that it is not in."""
+    found: dict[ast.stmt, list[ast.stmt]] = {}
+
+    def walk(body: list[ast.stmt], before: list[ast.stmt]):
+        for node in body:
+            found[node] = before
+            fresh = isinstance(node, (ast.FunctionDef, ast.AsyncFunctionDef, ast.ClassDef))
+            for name in ("body", "orelse", "finalbody"):
+                walk(getattr(node, name, []), [] if fresh else before)
+            for inner in (*getattr(node, "handlers", []), *getattr(node, "cases", [])):
+                walk(inner.body, before)
+            if isinstance(node, (ast.If, ast.For, ast.While, ast.Match)):
+                before = [*before, node]
+
+    walk(tree.body, [])
+    return found
+
+
+def binding(node: ast.stmt) -> dict[str, list[ast.stmt]]:
+    """Names and attributes that a statement's body binds or writes into, each with the statements that do."""
+    found: dict[str, list[ast.stmt]] = {}
+    for one in ast.walk(node):
+        if isinstance(one, (ast.Assign, ast.AugAssign, ast.AnnAssign)):
+            for target in getattr(one, "targets", None) or [one.target]:
+                for part in target.elts if isinstance(target, (ast.Tuple, ast.List)) else [target]:
+                    base = part.value if isinstance(part, (ast.Subscript, ast.Starred)) else part
+                    found.setdefault(ast.unparse(base), []).append(one)
+    return found
+
+
 def header_end(node: ast.stmt) -> int:
     """The last line of a statement, or of its header."""
     body = getattr(node, "body", None)

@@ -127,9 +127,11 @@ def watched(index: dict, flat: np.ndarray) -> Watched:
                 numbers(plain),
                 [*map(str, small)],
                 [*map(int, under)],
-                [*map(str, *absent)] if absent else [],  # recordings made before it was kept lack it
+                *(
+                    [*map(str, names)] for names in (*more, [], [])[:2]
+                ),  # recordings made before they were kept lack them
             )
-            for file, line, end, name, at, seen, plain, small, under, *absent in index["steps"]
+            for file, line, end, name, at, seen, plain, small, under, *more in index["steps"]
         ],
         [Call([*map(value, seen)], [*map(float, plain)]) for seen, plain in index["calls"]],
         [Event(step(at), str(name), value(given), [*map(step, outer)]) for at, name, given, outer in index["events"]],

@@ -7,13 +7,13 @@ import inspect
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cache
 from pathlib import Path
 
 import numpy as np
 
-from .statements import by_line, changed, conditions, header_end, read
+from .statements import binding, by_line, changed, conditions, header_end, passed, read
 
 SMALLEST, LARGEST = 8, 200_000  # numbers of a value: fewer prove nothing, more are not compared
 KEPT = ("steps", "calls", "events", "bound")
@@ -26,7 +26,8 @@ class Step:
     """A statement that ran, first and last line, in one call of its function. `reads`: expressions in it that are
     values, each with its place; `numbers`: those that are plain numbers, each with what it is; `small`: arrays that are
     too small for values; `under`: the lines of the conditions that it depends on; `absent`: what is None of what it
-    reads from objects."""
+    reads from objects; `skipped`: what it reads that a condition or a loop before it binds, but did not in this
+    call."""
 
     file: str
     line: int
@@ -38,6 +39,7 @@ class Step:
     small: list[str]
     under: list[int]
     absent: list[str]
+    skipped: list[str] = field(default_factory=list)
 
 
 @dataclass
@@ -74,6 +76,7 @@ class Watch:
         self.own, self.source = cache(own), source or (lambda file: Path(file).read_text(encoding="utf-8"))
         self.statements: dict[str, dict[int, ast.stmt]] = {}
         self.conditions: dict[ast.stmt, list[int]] = {}
+        self.passed: dict[ast.stmt, list[ast.stmt]] = {}
         self.steps: list[Step] = []
         self.calls: list[Call] = []
         self.events: list[Event] = []
@@ -128,6 +131,7 @@ class Watch:
             try:
                 tree = ast.parse(self.source(file))
                 self.statements[file], self.conditions = by_line(tree), self.conditions | conditions(tree)
+                self.passed |= passed(tree)
             except (OSError, SyntaxError, ValueError):
                 self.statements[file] = {}
         return self.statements[file].get(line)
@@ -145,6 +149,8 @@ class _Frame:
         self.numbers: list[tuple[str, float]] = []
         self.small: list[str] = []
         self.absent: list[str] = []
+        self.names: set[str] = set()
+        self.ran: set[ast.stmt] = set()
         self.call = len(watch.calls)
         given = [value for name, value in frame.f_locals.items() if name in arguments(frame.f_code)]
         values = [part for value in given for part in parts(value)]
@@ -169,7 +175,11 @@ class _Frame:
         self.statement, self.now = statement, None
         self.before = {name: id(value) for name, value in frame.f_locals.items()}
         self.reads, self.numbers, self.small, self.absent = [], [], [], []
+        self.names = set()
+        if statement is not None:
+            self.ran.add(statement)
         for text, value in read(statement, frame) if statement is not None else ():
+            self.names.add(text)
             if value is None and "." in text:
                 self.absent.append(text)
             plain = [(text, number) for number in numbers(value)]
@@ -213,8 +223,13 @@ class _Frame:
             self.now = len(self.watch.steps)
             span = self.file, self.statement.lineno, header_end(self.statement), self.function
             under = self.watch.conditions.get(self.statement, [])
-            self.watch.steps.append(Step(*span, self.call, self.reads, self.numbers, self.small, under, self.absent))
+            given = self.reads, self.numbers, self.small, under, self.absent, self._skipped()
+            self.watch.steps.append(Step(*span, self.call, *given))
         return self.now
+
+    def _skipped(self) -> list[str]:
+        before = [binding(one) for one in self.watch.passed.get(self.statement, [])]
+        return sorted({text for one in before for text in self.names & {*one} if self.ran.isdisjoint(one[text])})
 
 
 # --- values ------------------------------------------------------------------------------------------------------

@@ -10,6 +10,7 @@ from .causes import Cause, Causes
 from .matching import Meant
 from .narrowing import Between, Narrowing
 from .operations import GIVEN, Operation
+from .placing import Placing
 from .seen import Seen, same
 from .sites import Site
 
@@ -67,13 +68,39 @@ class Finding:
         found.instead = cause.instead if cause.key == self.meant[event.value].key else ""
         if found.after == found.at:
             found.after = seen.last_right(first) if found.kind == BETWEEN else None
-        return self._narrowed(found, first, cause) if found.kind == BETWEEN and self.sites else found
+        found = self._narrowed(found, first, cause) if found.kind == BETWEEN and self.sites else found
+        return self._unless_later(found, first, cause) if found.kind == LINE else found
+
+    def _unless_later(self, found: Answer, first: int, cause: Cause) -> Answer:
+        """The line, unless a condition before it has not let through what would change what is read there, or a right
+        port may have the wrong value too, and changes it later."""
+        step, keys, key = self.seen.steps[found.at], cause.values or cause.inputs, self._key(first)
+        skipped = (text for text, place in step.reads if text in step.skipped and self.meant[place].key in keys)
+        made = MADE.format(what=self._what(self.watched.events[first]))
+        if name := next(skipped, None):
+            said, after = f"{made}; what would change `{name}` before did not run", self.seen.last_right(first)
+            return Answer(BETWEEN, said, "skipped", found.at, after, found.event)
+        if self.causes.later(key, cause):
+            said = f"{made}; what is left out may as well be left out later"
+            return Answer(BETWEEN, said, "later", self._used(first, cause), found.at, found.event)
+        return found
+
+    def _used(self, first: int, cause: Cause) -> int | None:
+        """The step of the first wrong value that no right port computes; else of the first one."""
+        wrong = (i for i, one in enumerate(self.watched.events) if i > first and self._is_wrong(one))
+        used = next((i for i in wrong if not self.causes.later(self._key(i), cause)), first)
+        return self.watched.events[used].step
+
+    def _key(self, event: int) -> str:
+        return self.meant[self.watched.events[event].value].key
 
     def _narrowed(self, found: Answer, first: int, cause: Cause) -> Answer:
         """The line, where it can be told from what the reference does in the place of the defect."""
         origin = self.causes.origin(self.meant[self.watched.events[first].value].key)
         between = Between(found.at, found.after, found.rule, first, cause, origin)
-        told = Narrowing(self.seen, self.causes.wrong, self.sites, between).step()
+        kept = [one for one in self.sites if not one.inserted]
+        told = Narrowing(self.seen, self.causes.wrong, kept, between).step() if len(kept) == len(self.sites) else None
+        told = told or Placing(self.seen, self.causes.wrong, self.sites, between).step()
         if told is None:
             return found
         step, site = told
@@ -91,7 +118,13 @@ class Finding:
             stack = seen.stack(event)
             while len(stack) > 1 and place in seen.call(stack[0]).values:
                 stack = stack[1:]
-            return Answer(LINE, f"what is passed on here as `{text}` is what the defect makes of it", "given", stack[0])
+            said = f"what is passed on here as `{text}` is what the defect makes of it"
+            read = [one for _, one in seen.steps[stack[0]].reads]
+            if place in read or any(
+                self.meant[one].state == "other" for one in read
+            ):  # made before, or of something else
+                return Answer(BETWEEN, said, "given before", stack[0], seen.last_right(first))
+            return Answer(LINE, said, "given", stack[0])
         if blank := seen.blank(event):
             text, place = blank
             said = f"{made}; `{text}`, which is the same everywhere, leads there"

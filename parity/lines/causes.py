@@ -6,6 +6,24 @@ from dataclasses import dataclass
 
 from .operations import Operation
 
+# By the names of torch's operations: what takes or lays together numbers as they are, and what is done to each number.
+SELECTS = {
+    "slice",
+    "select",
+    "index",
+    "index_select",
+    "gather",
+    "cat",
+    "stack",
+    "split",
+    "unbind",
+    "expand",
+    "_to_copy",
+}
+SCALES = {"mul", "div"}
+EACH = {*SCALES, "add", "sub", "neg", "exp", "pow", "relu", "clamp", "clamp_min", "clamp_max", "minimum", "maximum"}
+EACH |= {"sigmoid", "silu", "sqrt", "rsqrt", "softplus", "tanh", "abs", "_to_copy"}
+LINEAR = {*SELECTS, *SCALES, "mm", "bmm", "sum", "neg"}
 FAR = 10  # operations: what was left out between two values is no longer than that
 
 
@@ -82,6 +100,33 @@ class Causes:
                 todo += self.anew[one].inputs
         return self.anew[min(seen, key=self.order.__getitem__)]
 
+    def later(self, key: str, cause: Cause) -> bool:
+        """Whether a right port may compute this value too, as it does later what the defect leaves out: to each number
+        of what is only selected before, or by a number to what is linear."""
+        left = [one for given in cause.expected for one in self._path(given, cause.values)]
+        names = {_name(one) for one in left}
+        if not left or not names <= EACH:
+            return False
+        scaled = names <= SCALES and all(len(one.inputs) == 1 for one in left)
+        todo, done = [key], set()
+        while todo:
+            one = todo.pop()
+            if one in self.anew and one not in done:
+                done.add(one)
+                todo += self.anew[one].inputs
+        return {_name(self.anew[one]) for one in done} <= (LINEAR if scaled else SELECTS)
+
+    def _path(self, key: str, start: frozenset[str]) -> list[Operation]:
+        """The right operations that lead from some values to another one, a few at most; none where there is no way."""
+        todo, found = [(key, ())], []
+        while todo:
+            one, way = todo.pop()
+            if one in start:
+                found += way
+            elif one in self.made and len(way) < FAR and self.made[one] not in way:
+                todo += [(given, (*way, self.made[one])) for given in self.made[one].inputs]
+        return found
+
     def near(self, key: str) -> set[str]:
         """What a right value is made from, a few operations back."""
         found, edge = set(), {key}
@@ -89,3 +134,8 @@ class Causes:
             edge = {given for one in edge if one in self.made for given in self.made[one].inputs} - found
             found |= edge
         return found
+
+
+def _name(operation: Operation) -> str:
+    """As torch calls it, in place or not."""
+    return operation.name.split(".")[1 if operation.name.startswith("aten.") else 0].removesuffix("_")

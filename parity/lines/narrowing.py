@@ -39,9 +39,32 @@ class Narrowing:
 
     def step(self) -> tuple[int, Site] | None:
         """The step in which all sites agree, with the first of them."""
-        found = [(self._step(site, called), site) for site in self.sites for called in self._called(site)]
+        found = [(self._proven(site, called), site) for site in self.sites for called in self._called(site)]
         steps = {step for step, _ in found}
         return found[0] if len(steps) == 1 and None not in steps else None
+
+    def _proven(self, site: Site, called: Called) -> int | None:
+        """A step, unless its function was given what does not belong there and the reference's call makes that itself:
+        then the function is only the rest of that call's work, and something may be left out before it."""
+        step = self._step(site, called)
+        if step is None or self._meet_within(step):
+            return None
+        given = {self.seen.meant[place].key for place in self.seen.call(step).values} & self.between.cause.values
+        made = any(one.key in given and any(where is called for where, _ in one.where) for one in self.operations)
+        return None if made else step
+
+    def _meet_within(self, step: int) -> bool:
+        """Whether what does not belong there is made and used in one function that the step calls: it may be left out
+        in that."""
+        seen, keys = self.seen, self.between.cause.values
+        makers = [one for one in seen.events[: self.between.first] if seen.meant[one.value].key in keys]
+        if not makers:
+            return False
+        key = seen.meant[makers[-1].value].key
+        maker = next(one for one in makers if seen.meant[one.value].key == key)
+        within = {seen.steps[one].call for one in seen.stack(maker)}
+        both = [call for call in (seen.steps[one].call for one in self.stack) if call in within]
+        return bool(both) and seen.steps[step].call in self.territory.around(both[0])
 
     def _called(self, site: Site) -> list[Called]:
         """The call of a site's function that the first wrong value was made in, or the last before."""

@@ -19,16 +19,17 @@ FOLDER = Path(reference_torch.__file__).parent
 @dataclass(frozen=True)
 class Site:
     """Statements of a function of the reference with a defect: file, qualified name, lines; none where the defect
-    leaves a statement out."""
+    leaves a statement out. inserted: whether the defect puts statements in somewhere; they only imitate what ports do,
+    so that it says little where they stand."""
 
     file: str
     function: str
     lines: range
+    inserted: bool = False
 
 
 def sites(defect: Defect, others: Iterable[Defect] = ()) -> list[Site]:
-    """Where a defect stands in the reference that has others too. Empty where it puts statements in somewhere: they
-    only imitate what ports do, so that their place says nothing."""
+    """Where a defect stands in the reference that has others too."""
     before, after, found = edited(others, "reference_torch"), edited([*others, defect], "reference_torch"), []
     for file, text in after.items():
         old = before.get(file) or (FOLDER / file).read_text(encoding="utf-8")
@@ -36,10 +37,8 @@ def sites(defect: Defect, others: Iterable[Defect] = ()) -> list[Site]:
             continue
         tree = ast.parse(text)
         for gone, come in changes(old, text):
-            if not gone:
-                return []
             lines = _statements(tree, come)
-            found.append(Site(file, _function(tree, lines), lines if come else range(0)))
+            found.append(Site(file, _function(tree, lines), lines if come else range(0), not gone))
     return found
 
 

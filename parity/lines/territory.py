@@ -56,10 +56,12 @@ class Territory:
             yield call
 
     def calls(self, called: Called, least: float = ALIKE) -> set[int]:
-        """The port's calls whose values are most like those of the reference's; none where none is alike enough."""
-        best = self.best(called)
-        alike = self.alike
-        return {call for call in self.port if alike(call, called) >= best} if best >= least else set()
+        """The port's calls whose values are most like those of the reference's; none where none is alike enough, or
+        where one is more like a call that the reference's makes, and so only a part of its work."""
+        best, alike = self.best(called), self.alike
+        calls = {call for call in self.port if alike(call, called) >= best} if best >= least else set()
+        part = any(alike(call, one) > best for call in calls for one in self.inside[called])
+        return set() if part else calls
 
     def alike(self, call: int, called: Called) -> float:
         """The share of the values that both have, 0 to 1."""
