@@ -7,6 +7,7 @@ from types import SimpleNamespace
 
 import pytest
 
+from parity.beside.plan import Plan
 from parity.errors import BadInput
 from parity.gate.lives import CACHES, LIVES
 from parity.gate.probes import of_profile
@@ -38,7 +39,8 @@ def judge(monkeypatch):
     """Stands for parity.jobs.gate.judge; remembers its calls."""
     calls = []
 
-    def stand_in(target, asked):
+    def stand_in(target, asked, plan):
+        assert plan == Plan()  # there is no GPU here
         calls.append((target, asked))
         if isinstance(stand_in.answer, Exception):
             raise stand_in.answer
