@@ -11,11 +11,11 @@ from pathlib import Path
 import mlx.core as mx
 from mlx_lm import server
 from mlx_lm.generate import GenerationResponse
-from mlx_lm.sample_utils import Sampler
 
 from .errors import UsageError
 from .generate import MOST_DRAFTS, TokenStream, check_number
 from .safetensors_folder import args_of, read_config
+from .sampling import Sampler
 
 
 @dataclass(frozen=True)
@@ -85,8 +85,8 @@ def _responses(plain, draft_tokens: int, model, tokenizer, prompt, **given) -> I
     What changes the logits on the way (penalties, biases, XTC) is left to mlx-lm, without drafts.
     """
     sampler = given["sampler"]
-    drafts = getattr(model, "mtp", None) and isinstance(sampler, Told) and given["kv_bits"] is None
-    if not drafts or given["logits_processors"] or given["input_embeddings"] is not None:
+    drafts = getattr(model, "mtp", None) and isinstance(sampler, Told) and given.get("kv_bits") is None
+    if not drafts or given["logits_processors"] or given.get("input_embeddings") is not None:
         yield from plain(model=model, tokenizer=tokenizer, prompt=prompt, **given)
         return
     stream = TokenStream(

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from numbers import Integral, Real
 
 import mlx.core as mx
-from mlx_lm.sample_utils import Sampler, apply_min_p, apply_top_k, apply_top_p, greedy_sampler, make_sampler
+from mlx_lm.sample_utils import apply_min_p, apply_top_k, apply_top_p, make_sampler
 
 from .errors import UsageError
+
+Sampler = Callable[[mx.array], mx.array]  # log-probabilities [1, V] -> a token [1]
 
 
 def rule_of(
@@ -45,7 +48,7 @@ class Greedy:
 
     def sampler(self) -> Sampler:
         """mlx-lm's for plain decoding by the same options."""
-        return greedy_sampler
+        return make_sampler(temp=0.0)
 
 
 class Sampled:
