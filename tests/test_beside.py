@@ -12,7 +12,7 @@ import pytest
 from emulated_devices import EMULATED, calibrated
 
 from parity import cli
-from parity.beside import blind
+from parity.beside import blind, column
 from parity.beside import plan as planning
 from parity.candidates.adapters.problems import NEEDS_METAL, Died
 from parity.candidates.process import Process
@@ -23,6 +23,9 @@ from parity.environment import MATMUL_ERROR_LIMIT
 from parity.errors import BadEnvironment, NoDevice
 from parity.gate.defects import catalogue
 from parity.gate.defects.patching import applied
+from parity.gate.matrix import Matrix
+from parity.gate.probes import registry
+from parity.gate.results import Cell
 from parity.jobs import gate
 from parity.jobs.score import Patched
 from parity.judging import noise
@@ -74,6 +77,7 @@ def machine(monkeypatch):
         monkeypatch.setattr(planning, "using", using)
         monkeypatch.setattr(planning, "calibration", lambda kind, tell=None: calibrated(name))
         monkeypatch.setattr(gate, "Process", start)
+        monkeypatch.setattr(gate, "chosen", lambda *asked: [registry()[name] for name in ("embedding", "rope.scores")])
 
     return have
 
@@ -171,9 +175,9 @@ def test_the_gate_has_a_column_for_the_gpu(machine, capsys, tmp_path):
     code, found, out, _ = run(capsys, tmp_path, *GATE)
     assert code == 0
     assert found["schedules"][-1] == "gpu"
-    column = [cell for cell in found["cells"] if cell["schedule"] == "gpu"]
-    assert [cell["mechanism"] for cell in column] == [row["name"] for row in found["mechanisms"]]
-    assert {cell["verdict"] for cell in column} == {"parity"}
+    there = [cell for cell in found["cells"] if cell["schedule"] == "gpu"]
+    assert [cell["mechanism"] for cell in there] == [row["name"] for row in found["mechanisms"]]
+    assert {cell["verdict"] for cell in there} == {"parity"}
     rope = {cell["schedule"]: cell["limit_rms"] for cell in found["cells"] if cell["mechanism"] == "rope.scores"}
     assert rope["gpu"] > 10 * rope["oneshot"]
     reasons = {cell["schedule"]: cell["reason"] for cell in found["cells"] if cell["mechanism"] == "rope.scores"}
@@ -181,6 +185,21 @@ def test_the_gate_has_a_column_for_the_gpu(machine, capsys, tmp_path):
     assert "the errors of rope in float32 (1.04e+03 ulps)" in reasons["gpu"]
     assert "mechanisms agree within its own errors." in found["sentence"]
     assert "gpu" in out
+
+
+def test_one_red_schedule_is_enough():
+    """Whatever the others could not tell."""
+    of = {
+        "oneshot": Verdict.PARITY,
+        "decode": Verdict.INCONCLUSIVE,
+        "chunks": Verdict.DIVERGES,
+        "batch": Verdict.DIVERGES,
+    }
+    cells = [Cell("rope.scores", name, one, name, ratio=len(name)) for name, one in of.items()]
+    found = column.worst(Matrix(cells), "rope.scores")
+    assert (found.schedule, found.verdict, found.sentence) == ("gpu", Verdict.DIVERGES, "under chunks, chunks")
+    assert column.worst(Matrix(cells[:2]), "rope.scores").verdict is Verdict.INCONCLUSIVE
+    assert column.worst(Matrix(cells[:1]), "rope.scores").verdict is Verdict.PARITY
 
 
 def test_a_wrong_kernel_is_named_with_the_first_tensor(machine, capsys, tmp_path):

@@ -16,11 +16,12 @@ from ..gate.filling import Filling
 from ..gate.matrix import Matrix
 from ..gate.probes import Probe
 from ..gate.results import Cell, GateReport
-from ..results import Verdict, overall
+from ..results import Verdict
 from . import blind
 from .plan import GPU, Plan
 
 BAD = (Verdict.DIVERGES, Verdict.CRASHED)
+WORST = (*BAD, Verdict.INCONCLUSIVE, Verdict.PARITY, Verdict.COVERAGE_GAP)  # what a mechanism's cell tells of
 
 
 def fill(
@@ -56,7 +57,7 @@ def fill(
 def worst(matrix: Matrix, mechanism: str) -> Cell:
     """The mechanism's verdict over all schedules, by its worst cell, whose sentence says under which."""
     cells = [cell for cell in matrix.cells if cell.mechanism == mechanism]
-    verdict = overall([cell.verdict for cell in cells])
+    verdict = next(one for one in WORST if any(cell.verdict is one for cell in cells))
     cell = max((cell for cell in cells if cell.verdict is verdict), key=lambda cell: cell.ratio)
     said = f"under {cell.schedule}, {cell.sentence}" if cell.sentence else ""
     return replace(cell, schedule=GPU, sentence=said)

@@ -120,9 +120,8 @@ class Finding:
                 stack = stack[1:]
             said = f"what is passed on here as `{text}` is what the defect makes of it"
             read = [one for _, one in seen.steps[stack[0]].reads]
-            if place in read or any(
-                self.meant[one].state == "other" for one in read
-            ):  # made before, or of something else
+            unknown = any(self.meant[one].state == "other" for one in read)
+            if place in read or unknown:  # made before, or of something else
                 return Answer(BETWEEN, said, "given before", stack[0], seen.last_right(first))
             return Answer(LINE, said, "given", stack[0])
         if blank := seen.blank(event):
