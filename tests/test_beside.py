@@ -6,6 +6,7 @@ Run: pytest tests/test_beside.py
 
 import contextlib
 import json
+from xml.etree import ElementTree
 
 import jsonschema
 import pytest
@@ -25,7 +26,7 @@ from parity.gate.defects import catalogue
 from parity.gate.defects.patching import applied
 from parity.gate.matrix import Matrix
 from parity.gate.probes import registry
-from parity.gate.results import Cell
+from parity.gate.results import Candidate, Cell, GateReport
 from parity.jobs import gate
 from parity.jobs.score import Patched
 from parity.judging import noise
@@ -202,15 +203,33 @@ def test_one_red_schedule_is_enough():
     assert column.worst(Matrix(cells[:1]), "rope.scores").verdict is Verdict.PARITY
 
 
+def test_what_is_wrong_on_both_devices_may_only_follow():
+    report = GateReport(Candidate("x", "module"), "quick", 0, Verdict.INCONCLUSIVE, "")
+    report.cells = [Cell("rope.scores", "decode", Verdict.DIVERGES), Cell("hc.post", "decode", Verdict.PARITY)]
+    there = [Cell(name, "gpu", Verdict.DIVERGES) for name in ("rope.scores", "hc.post")]
+    assert column.follow_on(report, there) == there[1:]
+    assert [cell.because for cell in there] == [["rope.scores"], []]
+
+
 def test_a_wrong_kernel_is_named_with_the_first_tensor(machine, capsys, tmp_path):
     machine("metal_worst", "D008")
-    code, found, out, _ = run(capsys, tmp_path, *GATE)
+    files = {name: tmp_path / f"report.{name}" for name in ("html", "markdown", "junit", "sarif")}
+    asked = [word for name, path in files.items() for word in (f"--{name}", str(path))]
+    code, found, out, _ = run(capsys, tmp_path, *GATE, *asked, "--bundle", str(tmp_path / "bundle"))
     assert (code, found["verdict"]) == (7, "device")
     assert found["first_deviation"]["schedule"] == "gpu"
     assert "A kernel is wrong there, not the maths." in found["sentence"]
     assert any(note.startswith("On the gpu, on the probe of") for note in found["notes"])
     assert not found["diagnosis"]
+    assert "There is no bundle: what differs does so on the GPU alone." in found["notes"]
+    assert not (tmp_path / "bundle").exists()
     assert "exit 7" in out
+    assert "A kernel is wrong there, not the maths." in files["html"].read_text()
+    assert "A kernel is wrong there, not the maths" in files["markdown"].read_text()
+    red = ElementTree.parse(files["junit"]).findall(".//testcase[failure]")
+    assert [(case.get("classname").rpartition(".")[2], case.get("name")) for case in red] == [("scores", "gpu")]
+    (result,) = json.loads(files["sarif"].read_text())["runs"][0]["results"]
+    assert result["message"]["text"]
 
 
 def test_the_gpu_alone(machine, capsys, tmp_path):

@@ -219,9 +219,7 @@ def whole(checkpoint):
     return told(judged(checkpoint("F2")))
 
 
-@pytest.mark.parametrize(
-    "stop", [pytest.param(n, marks=[] if n in (2, 6) else [pytest.mark.slow]) for n in range(1, 7)]
-)
+@pytest.mark.parametrize("stop", [pytest.param(n, marks=[] if n == 2 else [pytest.mark.slow]) for n in range(1, 7)])
 def test_a_run_that_was_ended_goes_on_and_ends_the_same(checkpoint, whole, tmp_path, stop):
     said = []
 

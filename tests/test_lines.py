@@ -551,8 +551,8 @@ def answer(tmp_path_factory):
 
 
 # What is named by what comes behind the defect's place alone, and by the end that is the work of the reference's call.
-PLACED = ("D021", "D026-joint", "D017-half", "D060-queries")
-SLOW = [pytest.param(name, marks=pytest.mark.slow) for name in ("D008", "D076-up", "D019-one-more")]
+PLACED = ("D021", "D026-joint", "D017-half")
+SLOW = [pytest.param(name, marks=pytest.mark.slow) for name in ("D008", "D060-queries", "D076-up", "D019-one-more")]
 
 
 FAST = ("D016", "D026", "D028-dropped", "D009-scores", "D010-sign", "D017", *PLACED)
@@ -574,7 +574,7 @@ def test_without_its_place_in_the_reference_it_is_between_two_lines(answer, monk
     assert found.kind == "between"
 
 
-@pytest.mark.parametrize("name", PLACED)
+@pytest.mark.parametrize("name", [*PLACED, pytest.param("D060-queries", marks=pytest.mark.slow)])
 def test_without_the_work_of_the_references_call_it_is_between_two_lines(monkeypatch, tmp_path, name):
     monkeypatch.setattr(Placing, "step", lambda self: None)
     asked, engine, family, _ = located(name)

@@ -42,9 +42,9 @@ def fill(
                 filling = Filling(engine, matrix, report.seed, *written, folder, clock)
                 families = filling.fill(probes, lambda said: progress(f"on the {plan.second}, {said}"))
                 column = [worst(matrix, probe.mechanism) for probe in probes]
-                first = first_here(report, column)
-                if first is not None:
-                    report.notes += first_tensor(engine, families[first.mechanism], folder / "again")
+                red = follow_on(report, column)
+                if red:
+                    report.notes += first_tensor(engine, families[red[0].mechanism], folder / "again")
                 if plan.accepted:
                     report.notes.append(blind.note(families, progress))
         except CandidateProblem as problem:
@@ -63,10 +63,13 @@ def worst(matrix: Matrix, mechanism: str) -> Cell:
     return replace(cell, schedule=GPU, sentence=said)
 
 
-def first_here(report: GateReport, column: list[Cell]) -> Cell | None:
-    """The first mechanism that is wrong on the second device and in no schedule on the first."""
-    red = {cell.mechanism for cell in report.cells if cell.verdict in BAD}
-    return next((cell for cell in column if cell.verdict in BAD and cell.mechanism not in red), None)
+def follow_on(report: GateReport, column: list[Cell]) -> list[Cell]:
+    """Red cells of the column where the first device is green; others may only follow from what is wrong there too."""
+    first = {cell.mechanism for cell in report.cells if cell.verdict in BAD}
+    red = [cell for cell in column if cell.verdict in BAD]
+    for cell in red:
+        cell.because = [cell.mechanism] if cell.mechanism in first else []
+    return [cell for cell in red if not cell.because]
 
 
 def first_tensor(engine: Process, family: Family, folder: Path) -> list[str]:

@@ -15,14 +15,13 @@ from ..errors import BadEnvironment, BadInput, NoDevice
 from ..judging.noise import DeviceNoise, on_device
 
 CPU, GPU, BOTH = "cpu", "gpu", "both"
-CHOICES = (CPU, GPU, BOTH)
 
 
 @dataclass(frozen=True)
 class Plan:
     """first: where the maths is judged, empty where MLX knows one device only. second: the GPU where it comes as a
-    column of its own. facts: the GPU's calibration as plain data, for the report's environment. accepted: whether noise
-    that hides defects was asked for."""
+    column of its own. facts: the GPU's calibration as plain data, for the report's environment. accepted: whether the
+    GPU is so noisy that defects hide, and that was accepted."""
 
     first: str = ""
     second: str = ""

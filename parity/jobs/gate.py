@@ -11,7 +11,7 @@ from pathlib import Path
 
 from ..beside import blind, column
 from ..beside.column import on
-from ..beside.plan import Plan
+from ..beside.plan import GPU, Plan
 from ..candidates.adapters import resolve
 from ..candidates.process import CandidateProblem, MissingImports, Process
 from ..candidates.surroundings import can_compile
@@ -251,13 +251,15 @@ def _write_bundle(
     """The first deviation in numbers, one that nothing explains before others, as a folder; a note says where it is, or
     why there is none."""
     script = "show.py"
-    cells = [cell for cell in report.cells if cell.verdict is Verdict.DIVERGES and cell.limit_max > 0]
+    differ = [cell for cell in report.cells if cell.verdict is Verdict.DIVERGES and cell.limit_max > 0]
+    cells = [cell for cell in differ if cell.schedule != GPU]  # the script computes where whoever runs it does
     cells.sort(key=lambda cell: bool(cell.explained_by))  # what nothing explains needs a case most
     lives = [cell for cell in report.cells if cell.life]
     if not cells and lives:
         cells, script = lives, "life.py"
     if not cells:
-        report.notes.append("There is no bundle: no cell gave logits that differ.")
+        why = "what differs does so on the GPU alone" if differ else "no cell gave logits that differ"
+        report.notes.append(f"There is no bundle: {why}.")
         return
     progress(f"writing the smallest case of {cells[0].mechanism} to {folder}")
     try:

@@ -57,8 +57,7 @@ class Runs:
         rounded = lambda: oracle.observe(self.side, lambda: self.run(self.side), self.paths, self.replay)  # noqa: E731
         read_rounded, self.baseline = undecided.readings(rounded)
         # A device's errors move scores by more than the baseline shows.
-        rerun = lambda: oracle.null_runs(self.side, lambda: self.run(self.side), self.paths, self.replay, dtype, 0)  # noqa: E731
-        off = rerun() if noise.active() else []
+        off = self._nulls(0) if noise.active() else []
         self.clear = self._clear(exact_side.model, [self.baseline, *off])
         self.nudged: list[Tensor] = []
         if read:
@@ -84,8 +83,10 @@ class Runs:
     def logits(self, seed: int) -> list[Tensor]:
         """Logits [B, S, V] of the exact run, the baseline, and the null: the baseline with other rounding, and what is
         nudged."""
-        nulls = oracle.null_runs(self.side, lambda: self.run(self.side), self.paths, self.replay, self.dtype, seed)
-        return [run.taps["logits"] for run in (self.exact, self.baseline, *nulls)] + self.nudged
+        return [run.taps["logits"] for run in (self.exact, self.baseline, *self._nulls(seed))] + self.nudged
+
+    def _nulls(self, seed: int) -> list[oracle.Observation]:
+        return oracle.null_runs(self.side, lambda: self.run(self.side), self.paths, self.replay, self.dtype, seed)
 
     def dominant(self, seed: int) -> str:
         """Which of the device's errors moves the logits most, in words; empty where other rounding does as much."""

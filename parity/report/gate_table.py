@@ -9,7 +9,7 @@ from rich.text import Text
 
 from . import keys, view
 
-COLOURS = {"parity": "green", "diverges": "red", "crashed": "red"}
+COLOURS = {"parity": "green", "diverges": "red", "crashed": "red", "device": "red"}
 MARK = 7  # columns of a cell's symbol and number
 WIDE = 110  # columns from which a mechanism's title fits beside its name
 

@@ -42,7 +42,9 @@ def log(document: dict, folder: Path | None = None) -> dict:
             }
         },
         "columnKind": "unicodeCodePoints",
-        "invocations": [{"executionSuccessful": document["verdict"] in ("parity", "diverges", "coverage gap")}],
+        "invocations": [
+            {"executionSuccessful": document["verdict"] in ("parity", "diverges", "coverage gap", "device")}
+        ],
         "results": [],
     }
     for one in found:

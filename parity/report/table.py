@@ -10,7 +10,7 @@ from rich.table import Table
 
 from ..results import LayerResult, PairResult, Report, Verdict
 
-COLOURS = {Verdict.PARITY: "green", Verdict.DIVERGES: "red", Verdict.CRASHED: "red"}
+COLOURS = {Verdict.PARITY: "green", Verdict.DIVERGES: "red", Verdict.CRASHED: "red", Verdict.DEVICE: "red"}
 
 
 def show(report: Report, console: Console) -> None:
