@@ -444,6 +444,7 @@ def rotated(tmp_path, text=ROTATES, kind=Narrowing, rule="blank", inner=(), valu
         "e": np.exp(np.cos(x * 3)),
     }
     named = {name: np.sort(one) for name, one in named.items()}
+    # Which of the names: float32 is off by 1e-6 here, and no two of them are nearer than 0.1.
     key_of = lambda value: next(  # noqa: E731
         (k for k, one in named.items() if one.shape == value.shape and np.allclose(np.sort(value), one, atol=1e-5)), ""
     )
