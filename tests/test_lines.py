@@ -553,10 +553,12 @@ def answer(tmp_path_factory):
 
 # What is named by what comes behind the defect's place alone, and by the end that is the work of the reference's call.
 PLACED = ("D021", "D026-joint", "D017-half")
-SLOW = [pytest.param(name, marks=pytest.mark.slow) for name in ("D008", "D060-queries", "D076-up", "D019-one-more")]
+SLOW = [
+    pytest.param(name, marks=pytest.mark.slow) for name in ("D008", "D060-queries", "D076-up", "D019-one-more", "X080")
+]
 
 
-FAST = ("D016", "D026", "D028-dropped", "D009-scores", "D010-sign", "D017", *PLACED)
+FAST = ("D016", "D026", "D028-dropped", "D009-scores", "D010-sign", "D017", "D076-routed", *PLACED)
 
 
 @pytest.mark.parametrize("name", [*FAST, *SLOW])
@@ -594,7 +596,40 @@ def test_an_end_far_from_where_the_value_comes_in_is_no_line_by_itself(answer, m
     assert scoring.verdict(found, lines) == scoring.WRONG
 
 
-@pytest.mark.parametrize("name", ["X081", "D052", "X043", "D076-missing"])
+SWITCHED = """
+class Layer:
+    def __init__(self):
+        self.limit = {value}
+        self.other = 1.0
+
+    def again(self):
+        self.{again} = 2.0
+
+class Other:
+    def __init__(self):
+        self.limit = 3.0
+
+def main(value=0.0):
+    layer = Layer()
+    layer.{outside} = 0.0
+    return Other()
+"""
+
+
+@pytest.mark.parametrize(
+    ("given", "constant"),
+    [({}, True), ({"value": "ZERO"}, False), ({"again": "limit"}, False), ({"outside": "limit"}, False)],
+    ids=("a constant", "of something else", "set again", "set from outside"),
+)
+def test_a_switch_is_where_its_attribute_becomes_zero_if_nothing_else_sets_it(tmp_path, given, constant):
+    text = "ZERO = 0.0\n" + SWITCHED.format(**{"value": "0.0", "again": "other", "outside": "other"} | given)
+    found = watched(tmp_path, text)
+    step = next(one.step for one in found.bound if one.name == "self.limit" and one.number == 0)
+    assert found.steps[step].line == 5
+    assert Seen(found, []).constant(step, "self.limit") == constant
+
+
+@pytest.mark.parametrize("name", ["X081", "D052", "X043", "D060"])
 def test_where_two_places_may_be_wrong_none_is_called_the_line(answer, name):
     found, _ = answer(name)
     assert found.kind == "between"

@@ -68,6 +68,25 @@ def binding(node: ast.stmt) -> dict[str, list[ast.stmt]]:
     return found
 
 
+def binders(tree: ast.Module) -> list[tuple[set[ast.stmt], dict[str, int]]]:
+    """Of each class, the innermost first, its statements, and how many there and on other objects anywhere in the file
+    bind an attribute."""
+    others: dict[str, int] = {}
+    for name, by in binding(tree).items():
+        base, _, attribute = name.rpartition(".")
+        if base != "self":
+            others[attribute] = others.get(attribute, 0) + len(by)
+    classes = [node for node in ast.walk(tree) if isinstance(node, ast.ClassDef)]
+    count = lambda name, by: len(by) + others.get(name.removeprefix("self."), 0)  # noqa: E731
+    return [
+        (
+            {one for one in ast.walk(node) if isinstance(one, ast.stmt)},
+            {name: count(name, by) for name, by in binding(node).items() if name.startswith("self.")},
+        )
+        for node in reversed(classes)
+    ]
+
+
 def header_end(node: ast.stmt) -> int:
     """The last line of a statement, or of its header."""
     body = getattr(node, "body", None)

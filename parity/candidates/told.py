@@ -135,7 +135,7 @@ def watched(index: dict, flat: np.ndarray) -> Watched:
         ],
         [Call([*map(value, seen)], [*map(float, plain)]) for seen, plain in index["calls"]],
         [Event(step(at), str(name), value(given), [*map(step, outer)]) for at, name, given, outer in index["events"]],
-        [Bound(step(at), str(name), float(number)) for at, name, number in index["bound"]],
+        [Bound(step(at), str(name), float(number), *map(bool, more[:1])) for at, name, number, *more in index["bound"]],
         {value(one) for one in index["masks"]},
         bool(index["full"]),
     )

@@ -13,7 +13,7 @@ from pathlib import Path
 
 import numpy as np
 
-from .statements import binding, by_line, changed, conditions, header_end, passed, read
+from .statements import binders, binding, by_line, changed, conditions, header_end, passed, read
 
 SMALLEST, LARGEST = 8, 200_000  # numbers of a value: fewer prove nothing, more are not compared
 KEPT = ("steps", "calls", "events", "bound")
@@ -52,11 +52,13 @@ class Call:
 
 @dataclass
 class Bound:
-    """A plain number that a step bound to a name or an attribute."""
+    """A plain number that a step bound to a name or an attribute. alone: whether it is an attribute that no other
+    statement of the class binds."""
 
     step: int
     name: str
     number: float
+    alone: bool = False
 
 
 @dataclass
@@ -77,6 +79,7 @@ class Watch:
         self.statements: dict[str, dict[int, ast.stmt]] = {}
         self.conditions: dict[ast.stmt, list[int]] = {}
         self.passed: dict[ast.stmt, list[ast.stmt]] = {}
+        self.binders: dict[str, list[tuple[set[ast.stmt], dict[str, int]]]] = {}
         self.steps: list[Step] = []
         self.calls: list[Call] = []
         self.events: list[Event] = []
@@ -132,9 +135,15 @@ class Watch:
                 tree = ast.parse(self.source(file))
                 self.statements[file], self.conditions = by_line(tree), self.conditions | conditions(tree)
                 self.passed |= passed(tree)
+                self.binders[file] = binders(tree)
             except (OSError, SyntaxError, ValueError):
                 self.statements[file] = {}
         return self.statements[file].get(line)
+
+    def alone(self, file: str, statement: ast.stmt | None, name: str) -> bool:
+        """Whether a statement is the only one that binds an attribute of its class."""
+        counts = (found.get(name, 0) for inside, found in self.binders.get(file, ()) if statement in inside)
+        return next(counts, 0) == 1
 
 
 class _Frame:
@@ -200,7 +209,9 @@ class _Frame:
             self._keep_all(text, value, written=True)
 
     def _keep_all(self, name: str, value, written: bool = False):
-        self.watch.bound += [Bound(self.told(), name, number) for number in numbers(value)]
+        if given := numbers(value):
+            alone = self.watch.alone(self.file, self.statement, name)
+            self.watch.bound += [Bound(self.told(), name, number, alone) for number in given]
         if is_value(value):
             self._keep(name, value, written)
             return

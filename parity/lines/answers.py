@@ -216,8 +216,14 @@ class Finding:
         if maker is None and any(seen.given(one, keys) for one in stack):
             return Answer(BETWEEN, said, "misplaced, given", use, seen.last_right(first))
         if names := seen.reads(use, 0.0):  # which added, or multiplied and added, leaves a value as it was
-            outer = stack[1] if len(stack) > 1 else maker
-            return Answer(BETWEEN, f"{said}; `{names[0]}` is 0 here", "zero", use, outer)
+            bound = seen.bound(names[0], 0.0)
+            if any(not seen.same_place(one, bound[0]) for one in bound) or not bound:
+                outer = stack[1] if len(stack) > 1 else maker
+                return Answer(BETWEEN, f"{said}; `{names[0]}` is 0 here", "zero", use, outer)
+            if seen.constant(bound[0], names[0]):
+                said = f"`{names[0]}` becomes 0 here, by which what belongs there is turned off"
+                return Answer(LINE, said, "zero bound", bound[0])
+            return Answer(BETWEEN, f"{said}; `{names[0]}` is 0 here", "zero", use, bound[0])
         if maker is None:
             return Answer(LINE, said, "left out inside", use, inputs_right=True)
         if seen.near(maker, use) and seen.stack(event).index(use) <= HELPERS:

@@ -138,4 +138,4 @@ class Causes:
 
 def _name(operation: Operation) -> str:
     """As torch calls it, in place or not."""
-    return operation.name.split(".")[1 if operation.name.startswith("aten.") else 0].removesuffix("_")
+    return operation.short.removesuffix("_")

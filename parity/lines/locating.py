@@ -4,10 +4,12 @@ defects."""
 from __future__ import annotations
 
 import dataclasses
+import re
 from collections.abc import Iterable
 from pathlib import Path
 
 import numpy as np
+import torch
 from torch import Tensor
 
 from ..candidates.adapters.problems import CandidateProblem
@@ -17,6 +19,7 @@ from ..gate.diagnosis import patched_logits
 from ..gate.families import Family
 from ..gate.results import Cell, Diagnosis, Place, WrongLine
 from .answers import UNSEEN, Answer, Finding
+from .loops import with_joined
 from .matching import meanings
 from .operations import Operation, recorded
 from .sites import sites
@@ -122,11 +125,12 @@ class Locator:
 
             def run(ids: Tensor, dtype: str) -> list[Operation]:
                 fed = dataclasses.replace(family, ids=ids)
-                return recorded(lambda: patched_logits(fed, cell.schedule, patches, dtype, calls))
+                return with_joined(recorded(lambda: patched_logits(fed, cell.schedule, patches, dtype, calls)))
 
             dtype = family.probe.dtype
             exact = run(ids, "float64")
-            found = Values.of(exact, run(ids, dtype), run(other, "float64"), dtype, family.tensors.values())
+            weights = [*family.tensors.values(), *stacked(family.tensors)]
+            found = Values.of(exact, run(ids, dtype), run(other, "float64"), dtype, weights)
             self.runs[key] = found, exact
         return self.runs[key]
 
@@ -139,6 +143,15 @@ def calls_until(family: Family, cell: Cell) -> tuple[int, ...]:
         if sum(kept) > (cell.first_token or 0):
             break
     return tuple(kept)
+
+
+def stacked(tensors: dict[str, Tensor]) -> list[Tensor]:
+    """The weights of all experts of a layer in one array, as ports hold them."""
+    found: dict[str, list[Tensor]] = {}
+    for name, one in tensors.items():
+        if ".experts." in name:
+            found.setdefault(re.sub(r"\.experts\.\d+\.", ".experts.", name), []).append(one)
+    return [torch.stack(ones) for ones in found.values()]
 
 
 def placed(file: str, line: int, end: int, function: str) -> Place:

@@ -38,7 +38,7 @@ class Called:
 class Operation:
     """What an operation gave, sorted and as it lies, and from what: keys of its inputs, each that of the sorted
     numbers, and plain numbers. An operation GIVEN is what no operation gave: weights, token ids. where: the calls that
-    it was done in, the nearest first, and their lines."""
+    it was done in, the nearest first, and their lines. given: the inputs' keys in order. shape: of what it gave."""
 
     name: str
     value: np.ndarray
@@ -47,6 +47,13 @@ class Operation:
     inputs: frozenset[str]
     numbers: tuple[float, ...] = ()
     where: tuple[tuple[Called, int], ...] = ()
+    given: tuple[str, ...] = ()
+    shape: tuple[int, ...] = ()
+
+    @property
+    def short(self) -> str:
+        """As torch calls it, without its overload."""
+        return self.name.split(".")[1 if self.name.startswith("aten.") else 0]
 
     @property
     def plain(self) -> bool:
@@ -81,8 +88,9 @@ class _Recorder(TorchDispatchMode):
             if fits(one):
                 same = name in VIEWS and len(given) == 1 and one.numel() == len(given[0][0])
                 self.sorted[one] = value, key = given[0] if same else in_order(one)
-                made = Operation(str(function), value, _laid(one), key, frozenset(k for _, k in given), numbers, where)
-                self.operations.append(made)
+                keys = tuple(one for _, one in given)
+                done = str(function), value, _laid(one), key, frozenset(keys), numbers, where, keys, (*one.shape,)
+                self.operations.append(Operation(*done))
                 self.seen.add(key)
         return out
 
@@ -119,7 +127,12 @@ def recorded(run: Callable[[], object]) -> list[Operation]:
 def in_order(tensor: Tensor) -> tuple[np.ndarray, str]:
     """All its numbers, float64, in order, and a key that is equal for the same numbers in any layout."""
     value = np.sort(tensor.detach().double().numpy().ravel())
-    return value, hashlib.blake2b(value.tobytes(), digest_size=16).hexdigest()
+    return value, key_of(value)
+
+
+def key_of(value: np.ndarray) -> str:
+    """The key of sorted numbers."""
+    return hashlib.blake2b(value.tobytes(), digest_size=16).hexdigest()
 
 
 def _laid(tensor: Tensor) -> np.ndarray:

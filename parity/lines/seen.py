@@ -81,6 +81,13 @@ class Seen:
         """Steps that bound a number to this name or attribute."""
         return [one.step for one in self.watched.bound if one.name == name and same(one.number, number)]
 
+    def constant(self, step: int, name: str) -> bool:
+        """Whether a statement that binds an attribute reads nothing, hangs on no condition, and is the only one of its
+        class that does."""
+        one = self.steps[step]
+        alone = any(bound.alone for bound in self.watched.bound if (bound.step, bound.name) == (step, name))
+        return alone and not (one.reads or one.numbers or one.small or one.absent or one.under)
+
     def maker(self, keys: frozenset[str], before: int) -> int | None:
         """The step that made the last of these values; where a sound statement made it, the one that called it."""
         last = next((one for one in reversed(self.events[:before]) if self.meant[one.value].key in keys), None)
@@ -95,6 +102,10 @@ class Seen:
     def near(self, one: int, other: int) -> bool:
         """Whether two steps are one place of one call."""
         return self.steps[one].call == self.steps[other].call and self.beside(one, other)
+
+    def same_place(self, one: int, other: int) -> bool:
+        """Whether two steps are one place of a file, whatever the call."""
+        return self.steps[one].file == self.steps[other].file and self.beside(one, other)
 
     def beside(self, one: int, other: int) -> bool:
         """Whether their lines are near each other, whatever the call."""
