@@ -1,8 +1,8 @@
 """One port in a process of its own: reads a request a line, answers a line of JSON.
 
 Started with the candidate, the folder of the model and that of the donor. Requests:
-{"do": "prefill", "calls": [...]} on a fresh cache; {"do": "context", "tokens": N}: a cache that holds N tokens;
-{"do": "decode", "steps": n, "seconds": s} on it, at least two steps, no more once s seconds are over.
+{"do": "prefill", "calls": [...]} on a fresh cache; {"do": "context", "tokens": N}: make a cache that holds N tokens;
+{"do": "decode", "tokens": N, "steps": n, "seconds": s} on it: at least two steps, no more once s seconds are over.
 """
 
 from __future__ import annotations
@@ -61,7 +61,7 @@ class Worker:
     def __init__(self, candidate: str, folder: str, donor: str):
         self.model, self.donor = driver(candidate, folder), driver(candidate, donor)
         self.random = np.random.default_rng(0)
-        self.cache, self.token, self.held = None, 0, 0
+        self.contexts = {}  # a cache of so many tokens, and the token to come: all are kept, to be measured in turns
 
     def ids(self, tokens: int) -> np.ndarray:
         return self.random.integers(0, 4096, (1, tokens), dtype=np.int32)
@@ -77,27 +77,26 @@ class Worker:
         return {"wall": wall, "cpu": cpu, "peak": peak() - before}
 
     def context(self, tokens: int) -> dict:
-        """Let the donor read up to ``tokens`` tokens, from where it stands; the cache's bytes."""
-        if self.cache is None or tokens < self.held:
-            self.cache, self.held = self.donor.fresh_cache(), 0
-        while self.held < tokens:
-            count = min(CHUNK, tokens - self.held)
-            self.token = self.donor.step(self.ids(count), self.cache)
-            self.held += count
+        """Let the donor read ``tokens`` tokens; the cache's bytes."""
+        cache = self.donor.fresh_cache()
+        for start in range(0, tokens, CHUNK):
+            token = self.donor.step(self.ids(min(CHUNK, tokens - start)), cache)
+        self.contexts[tokens] = cache, token
         found: dict[int, int] = {}
-        bytes_of(self.cache, self.model.array, found, set())
+        bytes_of(cache, self.model.array, found, set())
         return {"cache_bytes": sum(found.values())}
 
-    def decode(self, steps: int, seconds: float = math.inf) -> dict:
-        """Seconds of wall and CPU of each step."""
+    def decode(self, tokens: int, steps: int, seconds: float = math.inf) -> dict:
+        """Seconds of wall and CPU of each step on the cache that was made of so many tokens, which grows by them."""
         walls, cpus = [], []
+        cache, token = self.contexts[tokens]
         while len(walls) < min(steps, 2) or (len(walls) < steps and sum(walls) < seconds):
             started = clock()
-            self.token = self.model.step(np.array([[self.token]], dtype=np.int32), self.cache)
+            token = self.model.step(np.array([[token]], dtype=np.int32), cache)
             wall, cpu = since(started)
             walls.append(wall)
             cpus.append(cpu)
-        self.held += len(walls)
+        self.contexts[tokens] = cache, token
         return {"walls": walls, "cpus": cpus}
 
 

@@ -2,8 +2,9 @@
 
 Alone: pytest tests/bench/test_speed.py --benchmark-enable --benchmark-only --peer NAME=PYTHON --speed-report FOLDER
 
-Decode: the steps of all ports are interleaved, a few at a time, so that what else the machine does meets them alike; a
-context is made by a small donor whose cache has the same shapes (`speed_model.DONOR`), and the model decodes on it,
+Decode: the steps of all ports at all contexts are interleaved, a few at a time, so that a slow spell of the machine
+meets them alike: where contexts follow one another, minutes apart, it can fall on one of them alone. A context
+is made by a small donor whose cache has the same shapes (`speed_model.DONOR`), and the model decodes on it,
 which is the same work as after its own prefill: window, selected rows and all index keys are read. Beside wall time
 stands the process's own CPU time, which a busy machine changes less.
 """
@@ -183,22 +184,24 @@ def row(port: Port, dtype: str, measured: str, tokens: int, wall: float, cpu: fl
 
 def test_decode(benchmark, ports, rows, dtype, size):
     """Paired rounds at each context; the benchmark's own figure is a step of dsv4_mlx at the longest."""
+    turns = [(context, port) for context in size.contexts for port in ports]
     for port in ports:
         port.ask(do="context", tokens=size.contexts[0])
-        port.ask(do="decode", steps=WARM, seconds=SLOWEST)
-    for context in size.contexts:
-        held = {port.name: port.ask(do="context", tokens=context)["cache_bytes"] for port in ports}
-        walls, cpus = {port.name: [] for port in ports}, {port.name: [] for port in ports}
-        for _ in range(size.rounds):
-            for port in ports:
-                found = port.ask(do="decode", steps=size.steps, seconds=SLOWEST)
-                walls[port.name] += found["walls"][1:]  # the first step after another port's finds cold memory
-                cpus[port.name] += found["cpus"][1:]
-        for port in ports:
-            wall, cpu = statistics.median(walls[port.name]), statistics.median(cpus[port.name])
-            rows.append(row(port, dtype, "decode", context, wall, cpu, held[port.name]))
-            benchmark.extra_info[f"{port.name} {context}"] = rows[-1]
-    benchmark.pedantic(lambda: ports[0].ask(do="decode", steps=1), rounds=size.rounds, warmup_rounds=1)
+        port.ask(do="decode", tokens=size.contexts[0], steps=WARM, seconds=SLOWEST)
+    held = {turn: turn[1].ask(do="context", tokens=turn[0])["cache_bytes"] for turn in turns}
+    walls, cpus = {turn: [] for turn in turns}, {turn: [] for turn in turns}
+    for _ in range(size.rounds):
+        for context, port in turns:
+            found = port.ask(do="decode", tokens=context, steps=size.steps, seconds=SLOWEST)
+            walls[context, port] += found["walls"][1:]  # the first step after another port's finds cold memory
+            cpus[context, port] += found["cpus"][1:]
+    for turn in turns:
+        context, port = turn
+        wall, cpu = statistics.median(walls[turn]), statistics.median(cpus[turn])
+        rows.append(row(port, dtype, "decode", context, wall, cpu, held[turn]))
+        benchmark.extra_info[f"{port.name} {context}"] = rows[-1]
+    longest = size.contexts[-1]
+    benchmark.pedantic(lambda: ports[0].ask(do="decode", tokens=longest, steps=1), rounds=size.rounds, warmup_rounds=1)
 
 
 def test_prefill(benchmark, ports, rows, dtype, tokens):
