@@ -31,6 +31,7 @@ from parity.gate.defects.patching import applied
 from parity.gate.lives import CACHES, LIVES
 from parity.gate.matrix import Matrix
 from parity.gate.probes import registry
+from parity.gate.probes.weights import config
 from parity.gate.results import Candidate, Cell, GateReport
 from parity.jobs import gate
 from parity.jobs.score import Patched
@@ -289,13 +290,16 @@ def test_a_port_that_dies_on_the_gpu_is_told_and_no_pass(machine, capsys, tmp_pa
 
 # --- what schedules do not run -------------------------------------------------------------------------------
 
+# A small whole model.
 WHOLE = replace(
     registry()["model.flash"],
-    tokens=24,
-    prompt=18,
-    chunks=(9, 1, 1, 6, 6, 1),
-    config=registry()["model.flash"].config | {"hc_sinkhorn_iters": 3},
+    tokens=12,
+    prompt=6,
+    chunks=(6, 1, 5),
+    schedules=("decode", "chunks"),
+    config=config(4, 128, num_hash_layers=1, num_attention_heads=2, sliding_window=16, index_topk=12),
 )
+KEPT = {}  # what the reference gives for it, which other tests must not have
 
 
 class Asked(InHere):
@@ -333,7 +337,7 @@ def whole(machine, monkeypatch):
         monkeypatch.setattr(gate, "judge_lives", lambda *_: ([Cell(CACHES, LIVES, lives_there)], []))
         return port
 
-    monkeypatch.setattr(filling, "KNOWN", {})  # no other test may have what the reference gives for this one
+    monkeypatch.setattr(filling, "KNOWN", KEPT)
     monkeypatch.setattr(confirm, "can_compile", lambda device="": device == "gpu")
     monkeypatch.setattr(gate_lives, "WORK", {"quick": (1, 0, 0)})
     monkeypatch.setattr(exploring, "FIXED", (exploring.RAGGED,))
@@ -373,7 +377,7 @@ def test_a_kernel_that_is_wrong_only_when_compiled_is_named(whole):
 
 
 def test_what_is_wrong_only_in_a_life_is_named_with_the_life_in_every_report(whole, capsys, tmp_path):
-    """D055: a batch that decodes does so over keys that were never written; rows of one length do not show it."""
+    """D055: a batch that decodes does so over keys that were never written; these schedules have no batch."""
     whole(wrong=["D055"])
     files = {name: tmp_path / f"report.{name}" for name in ("html", "markdown", "junit", "sarif")}
     asked = [word for name, path in files.items() for word in (f"--{name}", str(path))]
