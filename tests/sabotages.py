@@ -251,7 +251,7 @@ SABOTAGES = [
     ),
     Sabotage(
         "nothing is confirmed compiled",
-        "parity/jobs/gate.py",
+        "parity/gate/confirm.py",
         "with engine.compiled():",
         "if True:",
         "tests/test_gate.py -k only_when_compiled",

@@ -6,6 +6,7 @@ Run: pytest tests/test_beside.py
 
 import contextlib
 import json
+from dataclasses import replace
 from xml.etree import ElementTree
 
 import jsonschema
@@ -17,19 +18,25 @@ from parity.beside import blind, column
 from parity.beside import plan as planning
 from parity.candidates.adapters.problems import NEEDS_METAL, Died
 from parity.candidates.process import Process
-from parity.candidates.told import problem
+from parity.candidates.told import lives, problem
+from parity.candidates.worker import Worker
 from parity.commands.checkpoint import on_this_device
 from parity.devices import calibrating
 from parity.environment import MATMUL_ERROR_LIMIT
 from parity.errors import BadEnvironment, NoDevice
+from parity.gate import confirm, filling
+from parity.gate import lives as gate_lives
 from parity.gate.defects import catalogue
 from parity.gate.defects.patching import applied
+from parity.gate.lives import CACHES, LIVES
 from parity.gate.matrix import Matrix
 from parity.gate.probes import registry
+from parity.gate.probes.weights import config
 from parity.gate.results import Candidate, Cell, GateReport
 from parity.jobs import gate
 from parity.jobs.score import Patched
-from parity.judging import noise
+from parity.judging import lived, noise
+from parity.lives import exploring
 from parity.report.document import schema
 from parity.results import Verdict
 
@@ -38,7 +45,8 @@ GATE = ["gate", "dsv4_mlx", "--only", "rope.scores"]
 
 
 class InHere(Patched):
-    """dsv4_mlx as a candidate in this process, where an emulated device reaches it; with a defect, a wrong kernel."""
+    """dsv4_mlx as a candidate in this process, where an emulated device (None: this CPU) reaches it; with a defect, a
+    wrong kernel."""
 
     def __init__(self, device, *defects):
         super().__init__([catalogue()[name] for name in defects])
@@ -51,7 +59,7 @@ class InHere(Patched):
         pass
 
     def _raising(self, do, *args):
-        with EMULATED[self.device].on():
+        with EMULATED[self.device].on() if self.device else contextlib.nullcontext():
             return super()._raising(do, *args)
 
     def taps(self, ids):
@@ -278,6 +286,115 @@ def test_a_port_that_dies_on_the_gpu_is_told_and_no_pass(machine, capsys, tmp_pa
     code, found, _, _ = run(capsys, tmp_path, *GATE)
     assert (code, found["verdict"]) == (7, "device")
     assert "killed by signal 9" in found["sentence"]
+
+
+# --- what schedules do not run -------------------------------------------------------------------------------
+
+# A small whole model.
+WHOLE = replace(
+    registry()["model.flash"],
+    tokens=12,
+    prompt=6,
+    chunks=(6, 1, 5),
+    schedules=("decode", "chunks"),
+    config=config(4, 128, num_hash_layers=1, num_attention_heads=2, sliding_window=16, index_topk=12),
+)
+KEPT = {}  # what the reference gives for it, which other tests must not have
+
+
+class Asked(InHere):
+    """`wrong`: defects of its kernels; `compiled_wrong`: of those that mx.compile makes."""
+
+    def __init__(self, device, wrong=(), compiled_wrong=()):
+        super().__init__(device, *wrong)
+        self.compiled_wrong, self.compilings = [catalogue()[name] for name in compiled_wrong], 0
+
+    def lives(self, asked, limits):
+        worker = Worker()
+        worker.port, request = self.port, {name: value for name, value in asked.items() if name != "do"}
+        with EMULATED[self.device].on(), applied(self.defects, "dsv4_mlx"):
+            return lives(worker.lives(**request, vocabulary=WHOLE.config["vocab_size"], limits=limits))
+
+    @contextlib.contextmanager
+    def compiled(self):
+        self.compilings += 1
+        before, self.defects = self.defects, self.compiled_wrong or self.defects
+        yield
+        self.defects = before
+
+
+@pytest.fixture
+def whole(machine, monkeypatch):
+    """whole(wrong=..., compiled_wrong=...) makes that the GPU's port of a whole model, which is right on the CPU, and
+    in its lives there as it is said."""
+
+    def have(wrong=(), compiled_wrong=(), lives_there=Verdict.PARITY):
+        machine("flushed")
+        port = Asked("flushed", wrong, compiled_wrong)
+        monkeypatch.setattr(gate, "Process", lambda target, *_: port if target.device == "gpu" else InHere(None))
+        monkeypatch.setattr(gate, "chosen", lambda *asked: [WHOLE])
+        # For the time: what the CPU is asked beside the schedules, and what mlx-lm does, are other tests' work.
+        monkeypatch.setattr(gate, "judge_lives", lambda *_: ([Cell(CACHES, LIVES, lives_there)], []))
+        return port
+
+    monkeypatch.setattr(filling, "KNOWN", KEPT)
+    monkeypatch.setattr(confirm, "can_compile", lambda device="": device == "gpu")
+    monkeypatch.setattr(gate_lives, "WORK", {"quick": (1, 0, 0)})
+    monkeypatch.setattr(exploring, "FIXED", (exploring.RAGGED,))
+    monkeypatch.setattr(lived, "SAMPLE", (1, 16))
+    return have
+
+
+def there(report):
+    """The column's cells by mechanism."""
+    return {cell.mechanism: cell for cell in report.cells if cell.schedule == "gpu"}
+
+
+def judge(progress=lambda said: None):
+    return gate.judge("dsv4_mlx", progress=progress, plan=planning.asked(None))
+
+
+def test_a_right_port_is_asked_for_lives_and_compiled_on_the_gpu_and_stays_green(whole):
+    port, said = whole(), []
+    report = judge(said.append)
+    assert report.verdict is Verdict.PARITY
+    assert "On the GPU 2 of 2 mechanisms agree within its own errors." in report.sentence
+    assert [*there(report)] == ["model.flash", CACHES]
+    assert there(report)[CACHES].tokens > 0
+    assert port.compilings == len(WHOLE.schedules)
+    assert said[-2:] == ["on the gpu, random lives of the caches", "on the gpu, the whole model again, compiled"]
+    assert {"gpu_caches_s", "gpu_compiled_s"} <= {*report.clock}
+
+
+def test_a_kernel_that_is_wrong_only_when_compiled_is_named(whole):
+    whole(compiled_wrong=["D008"], lives_there=Verdict.DIVERGES)
+    report = judge()
+    cell = there(report)["model.flash"]
+    assert cell.verdict is Verdict.DIVERGES
+    assert ", with mx.compile at work, and only then, logits differ" in cell.sentence
+    # Lives that are broken on the CPU are not asked for again.
+    assert CACHES not in there(report)
+
+
+def test_what_is_wrong_only_in_a_life_is_named_with_the_life_in_every_report(whole, capsys, tmp_path):
+    """D055: a batch that decodes does so over keys that were never written; these schedules have no batch."""
+    whole(wrong=["D055"])
+    files = {name: tmp_path / f"report.{name}" for name in ("html", "markdown", "junit", "sarif")}
+    asked = [word for name, path in files.items() for word in (f"--{name}", str(path))]
+    code, found, out, _ = run(capsys, tmp_path, "gate", "dsv4_mlx", *asked, "--bundle", str(tmp_path / "bundle"))
+    assert (code, found["verdict"]) == (7, "device")
+    cells = {cell["mechanism"]: cell for cell in found["cells"] if cell["schedule"] == "gpu"}
+    assert (cells["model.flash"]["verdict"], cells[CACHES]["verdict"]) == ("parity", "diverges")
+    assert (found["first_deviation"]["mechanism"], found["first_deviation"]["schedule"]) == (CACHES, "gpu")
+    assert cells[CACHES]["sentence"].startswith("under lives, After merged")
+    first = cells[CACHES]["life"][0]
+    assert first == "c0 = make_prompt_cache(model)"
+    assert all(first in text for text in (out, files["html"].read_text(), files["markdown"].read_text()))
+    (red,) = ElementTree.parse(files["junit"]).findall(".//testcase[failure]")
+    assert (red.get("classname").rpartition(".")[2], red.get("name")) == (CACHES, "gpu")
+    assert "After merged" in files["sarif"].read_text()
+    assert "There is no bundle: what differs does so on the GPU alone." in found["notes"]
+    assert not (tmp_path / "bundle").exists()
 
 
 # --- noise ---------------------------------------------------------------------------------------------------

@@ -23,7 +23,7 @@ from parity import cli
 from parity.candidates import process
 from parity.candidates.adapters.problems import Hung
 from parity.candidates.containment import landlock_version
-from parity.gate import bundle, filling, loading, matrix
+from parity.gate import bundle, confirm, filling, loading, matrix
 from parity.gate.defects import catalogue
 from parity.gate.lives import CACHES, LIVES, SERVED
 from parity.gate.matrix import NOT_ASKED
@@ -735,7 +735,7 @@ def test_what_raises_is_crashed_in_a_whole_column_too(judged, few, name, column)
 @pytest.mark.parametrize("seed", ["0", pytest.param("5", marks=pytest.mark.slow)])
 def test_one_offset_for_all_rows_of_a_batch_is_no_parity(judged, few, monkeypatch, tmp_path, seed):
     few("model.flash", **LIGHT)  # the lives draw tokens of their own
-    monkeypatch.setattr(gate, "can_compile", lambda: False)  # for the time: it takes no part in the lives
+    monkeypatch.setattr(confirm, "can_compile", lambda *_: False)  # for the time: it takes no part in the lives
     report = judged(path_of("one_offset"), "--seed", seed, "--bundle", str(tmp_path / "case"))
     assert report["verdict"] == "diverges"
     red = {(cell["mechanism"], cell["schedule"]) for cell in report["cells"] if cell["verdict"] == "diverges"}

@@ -9,7 +9,6 @@ import os
 import shutil
 from dataclasses import replace
 from pathlib import Path
-from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -19,7 +18,7 @@ from parity import cli
 from parity.candidates import told
 from parity.candidates.adapters import problems
 from parity.errors import BadInput
-from parity.gate import filling, playing, recording
+from parity.gate import confirm, filling, playing, recording
 from parity.gate.families import family
 from parity.gate.probes import of_profile, registry
 from parity.gate.results import Candidate, GateReport
@@ -276,10 +275,10 @@ def test_what_was_never_compiled_is_no_crash_and_no_verdict(checkpoint, tmp_path
         engine.load(checkpoint)
     whole = family(registry()["embedding"], 0)
     cell = gate.Cell("embedding", "oneshot", Verdict.PARITY)
-    report = SimpleNamespace(cells=[cell], notes=[])
-    gate._confirm_compiled(again(engine, tmp_path / "recording"), whole, report, tmp_path / "scratch")
-    assert report.cells == [cell]
-    assert report.notes == ["embedding under oneshot was not recorded with mx.compile at work."]
+    cells = [cell]
+    notes = confirm.confirm_compiled(again(engine, tmp_path / "recording"), whole, cells, tmp_path / "scratch")
+    assert cells == [cell]
+    assert notes == ["embedding under oneshot was not recorded with mx.compile at work."]
 
 
 # --- probes of another version ---------------------------------------------------------------------------------------

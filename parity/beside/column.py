@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import tempfile
+import time
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -13,6 +14,7 @@ from ..candidates.process import Process
 from ..gate import confirm
 from ..gate.families import Family
 from ..gate.filling import Filling
+from ..gate.lives import CACHES, CHECKPOINT, LIVES, judge_lives
 from ..gate.matrix import Matrix
 from ..gate.probes import Probe
 from ..gate.results import Cell, GateReport
@@ -34,16 +36,18 @@ def fill(
 ) -> None:
     """Judge the probes on the second device and add a cell a mechanism; `written`: the family of names, the form and
     the published roundings that the first device was judged with."""
-    matrix, clock = Matrix(), {}
+    matrix, clock, tell = Matrix(), {}, lambda said: progress(f"on the {plan.second}, {said}")
     with tempfile.TemporaryDirectory(prefix="parity-", ignore_cleanup_errors=True) as scratch, plan.limits(plan.second):
         folder = Path(scratch, "checkpoint")
         try:
             with open_engine() as engine:
                 filling = Filling(engine, matrix, report.seed, *written, folder, clock)
-                families = filling.fill(probes, lambda said: progress(f"on the {plan.second}, {said}"))
-                column = [worst(matrix, probe.mechanism) for probe in probes]
+                families = filling.fill(probes, tell)
+                if LIVES in report.schedules:  # the whole model was asked more of than its schedules
+                    whole_again(engine, families[CHECKPOINT], matrix, report, folder, clock, tell)
+                column = [worst(matrix, name) for name in dict.fromkeys(cell.mechanism for cell in matrix.cells)]
                 red = follow_on(report, column)
-                if red:
+                if red and red[0].mechanism in families:  # a life has no tensors
                     report.notes += first_tensor(engine, families[red[0].mechanism], folder / "again")
                 if plan.accepted:
                     report.notes.append(blind.note(families, progress))
@@ -52,6 +56,30 @@ def fill(
     report.schedules.append(GPU)
     report.cells += column
     report.clock |= {f"{GPU}_{name}": seconds for name, seconds in clock.items()}
+
+
+def whole_again(
+    engine: Process,
+    whole: Family,
+    matrix: Matrix,
+    report: GateReport,
+    folder: Path,
+    clock: dict,
+    progress: Callable[[str], None],
+) -> None:
+    """What the first device was asked of the whole model beside the schedules: lives, where it is green in them, and
+    each schedule with mx.compile at work. The GPU runs other kernels for both."""
+    green = [cell.mechanism for cell in report.cells if cell.schedule == LIVES and cell.verdict is Verdict.PARITY]
+    if green and not matrix.out_of_patience(CACHES):
+        began = time.monotonic()
+        cells, _ = judge_lives(engine, whole, folder / CACHES, report.profile, report.seed, progress, green)
+        matrix.cells += cells
+        clock["caches_s"] = round(time.monotonic() - began, 2)
+    if confirm.compiles(engine, GPU):
+        progress("the whole model again, compiled")
+        began = time.monotonic()
+        confirm.confirm_compiled(engine, whole, matrix.cells, folder)
+        clock["compiled_s"] = round(time.monotonic() - began, 2)
 
 
 def worst(matrix: Matrix, mechanism: str) -> Cell:

@@ -37,7 +37,8 @@ def variables(folder: Path, answers: int, memory: int) -> dict[str, str]:
     )
 
 
-def can_compile() -> bool:
+def can_compile(device: str = "") -> bool:
     """Whether mx.compile works here: MLX compiles CPU kernels with g++ and fails where there is none, which would not
-    be the port's fault."""
-    return "MLX_DISABLE_COMPILE" not in os.environ and (sys.platform != "linux" or shutil.which("g++") is not None)
+    be the port's fault; a GPU's driver has its own compiler."""
+    compiler = sys.platform != "linux" or device == "gpu" or shutil.which("g++") is not None
+    return "MLX_DISABLE_COMPILE" not in os.environ and compiler

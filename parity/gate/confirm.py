@@ -1,27 +1,61 @@
-"""Looking inside a red candidate: the reference's tensors, found among what its modules return by their values, since
-nobody knows the names."""
+"""Asking a candidate again: with mx.compile at work; and where it is red, looking inside it for the reference's
+tensors, found among what its modules return by their values, since nobody knows the names."""
 
 from __future__ import annotations
 
 import re
+from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import torch
 from torch import Tensor
 
+from ..candidates.adapters.problems import CandidateProblem
+from ..candidates.surroundings import can_compile
 from ..judging.found import closest
 from ..judging.oracle import NULLS
 from ..judging.rounding import OtherRounding
 from ..judging.runs import forward
 from ..judging.taps import recording
 from ..judging.tolerance import measure
+from ..results import Verdict
+from . import playing
 from .families import Family
-from .results import LayerError
+from .matrix import Engine, ask, judge
+from .results import Cell, LayerError
 
 # Modules of the reference whose outputs other ports have as modules' outputs too.
 TAPPED = re.compile(
     r"embed|layers\.\d+(\.(attn_norm|ffn_norm|attn|ffn|attn\.(wq_a|q_norm|wq_b|wkv|kv_norm|wo_b|compressor)))?|norm|head"
 )
+
+
+def compiles(engine: Engine, device: str = "") -> bool:
+    """Whether the port is asked with mx.compile at work; of a recording, whether it was."""
+    return engine.compiles if isinstance(engine, playing.Player) else can_compile(device)
+
+
+def confirm_compiled(engine: Engine, whole: Family, cells: list[Cell], folder: Path) -> list[str]:
+    """What agrees in a whole model must agree when mx.compile is at work too: cells that do not are replaced. Notes on
+    what a recording lacks."""
+    notes = []
+    for index, cell in enumerate(cells):
+        if cell.mechanism != whole.probe.mechanism or cell.verdict is not Verdict.PARITY:
+            continue
+        try:
+            engine.load(whole.write(folder / f"compiled-{cell.schedule}"))
+            with engine.compiled():
+                again = judge(whole, cell.schedule, ask(engine, whole, cell.schedule))
+        except playing.NotRecorded:
+            notes.append(f"{cell.mechanism} under {cell.schedule} was not recorded with mx.compile at work.")
+            continue
+        except CandidateProblem as problem:
+            again = replace(cell, verdict=Verdict.CRASHED, sentence=f"fails: {problem}")
+        if again.verdict is not Verdict.PARITY:
+            again.sentence = f"with mx.compile at work, and only then, {again.sentence}"
+            cells[index] = again
+    return notes
 
 
 def layer_errors(engine, family: Family) -> list[LayerError]:

@@ -4,7 +4,7 @@ the candidate's process."""
 from __future__ import annotations
 
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from ..candidates.adapters.problems import CandidateProblem, MissingImports, NotOffered
@@ -40,6 +40,7 @@ SERVED = {
     "serving.turns": ("turns", "mlx-lm's store of prompts: second turns, shared beginnings"),
 }
 
+ROWS = (CACHES, *SERVED)
 UNCLEAR = "its lives differ, each time asked, where a choice of experts or rows hangs by a rounding"
 MOST_TOKENS = 1000  # of a life; those that are drawn are shorter
 MOST_ASKED = 12  # times that one request is put, with more tokens left out each time
@@ -53,14 +54,20 @@ def mechanisms(needs: list[str]) -> list[Mechanism]:
 
 
 def judge_lives(
-    engine: Process, family: Family, folder: Path, profile: str, seed: int, progress: Callable[[str], None]
+    engine: Process,
+    family: Family,
+    folder: Path,
+    profile: str,
+    seed: int,
+    progress: Callable[[str], None],
+    rows: Sequence[str] = ROWS,
 ) -> tuple[list[Cell], list[Gap]]:
-    """The cell of each row, and what the caches do not offer."""
+    """The cell of each of these rows, and what the caches do not offer."""
     cells, gaps = [], []
     lived = Lived(family.probe.config, family.tensors, family.probe.dtype, family.simulation, itself=True)
     family.write(folder)
     try:
-        for row in (CACHES, *SERVED):
+        for row in rows:
             progress("random lives of the caches" if row == CACHES else f"{SERVED[row][1].partition(':')[0]} around it")
             cell, lacking = _cell(engine, family, folder, row, _requests(row, profile, seed), lived)
             cells.append(cell)

@@ -5,7 +5,6 @@ from __future__ import annotations
 import tempfile
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
@@ -14,7 +13,6 @@ from ..beside.column import on
 from ..beside.plan import GPU, Plan
 from ..candidates.adapters import resolve
 from ..candidates.process import CandidateProblem, MissingImports, Process
-from ..candidates.surroundings import can_compile
 from ..environment import check_environment
 from ..errors import BadInput
 from ..gate import bundle, confirm, keys, loading, playing
@@ -25,7 +23,6 @@ from ..gate.families import Family
 from ..gate.filling import Filling, reference
 from ..gate.lives import CACHES, CHECKPOINT, LIVES, OFFERED, judge_lives, mechanisms
 from ..gate.matrix import NOT_ASKED, Engine, Matrix, ask, close_gaps
-from ..gate.matrix import judge as judge_logits
 from ..gate.probes import SCHEDULES, Probe, needed, of_profile
 from ..gate.recording import Recorder
 from ..gate.results import Candidate, Cell, Gap, GateReport, Mechanism
@@ -164,10 +161,10 @@ def _judge(
         report.keys = keys.first_picture(families, matrix)
         report.clock["keys_s"] = round(time.monotonic() - began, 2)
     set_apart(report, catalogue_)
-    if CHECKPOINT in families and not asked.only and _compiles(engine) and report.candidate.kind != "hf":
+    if CHECKPOINT in families and not asked.only and confirm.compiles(engine) and report.candidate.kind != "hf":
         progress("the whole model again, compiled")
         began = time.monotonic()
-        _confirm_compiled(engine, families[CHECKPOINT], report, scratch)
+        report.notes += confirm.confirm_compiled(engine, families[CHECKPOINT], report.cells, scratch / "checkpoint")
         report.clock["compiled_s"] = round(time.monotonic() - began, 2)
     if plan.second:
         beside((*found, filling.simulation), progress=progress)
@@ -250,17 +247,14 @@ def _write_bundle(
 ) -> None:
     """The first deviation in numbers, one that nothing explains before others, as a folder; a note says where it is, or
     why there is none."""
-    script = "show.py"
-    differ = [cell for cell in report.cells if cell.verdict is Verdict.DIVERGES and cell.limit_max > 0]
+    differ = [cell for cell in report.cells if cell.life or (cell.verdict is Verdict.DIVERGES and cell.limit_max > 0)]
     cells = [cell for cell in differ if cell.schedule != GPU]  # the script computes where whoever runs it does
-    cells.sort(key=lambda cell: bool(cell.explained_by))  # what nothing explains needs a case most
-    lives = [cell for cell in report.cells if cell.life]
-    if not cells and lives:
-        cells, script = lives, "life.py"
+    cells.sort(key=lambda cell: (bool(cell.life), bool(cell.explained_by)))  # what nothing explains needs a case most
     if not cells:
         why = "what differs does so on the GPU alone" if differ else "no cell gave logits that differ"
         report.notes.append(f"There is no bundle: {why}.")
         return
+    script = "life.py" if cells[0].life else "show.py"
     progress(f"writing the smallest case of {cells[0].mechanism} to {folder}")
     try:
         if cells[0].life:
@@ -284,30 +278,6 @@ def _write_recording(engine: Recorder, report: GateReport, asked: Asked, folder:
         engine.write(folder, report, asked.settings)
     except BadInput as problem:  # what the matrix holds stands
         report.notes.append(f"There is no recording: {problem}")
-
-
-def _compiles(engine: Engine) -> bool:
-    """Whether the port is asked with mx.compile at work; of a recording, whether it was."""
-    return engine.compiles if isinstance(engine, playing.Player) else can_compile()
-
-
-def _confirm_compiled(engine: Process, whole: Family, report: GateReport, scratch: Path) -> None:
-    """What agrees in a whole model must agree when mx.compile is at work too: cells that do not are replaced."""
-    for index, cell in enumerate(report.cells):
-        if cell.mechanism != whole.probe.mechanism or cell.verdict is not Verdict.PARITY:
-            continue
-        try:
-            engine.load(whole.write(scratch / "checkpoint" / f"compiled-{cell.schedule}"))
-            with engine.compiled():
-                again = judge_logits(whole, cell.schedule, ask(engine, whole, cell.schedule))
-        except playing.NotRecorded:
-            report.notes.append(f"{cell.mechanism} under {cell.schedule} was not recorded with mx.compile at work.")
-            continue
-        except CandidateProblem as problem:
-            again = replace(cell, verdict=Verdict.CRASHED, sentence=f"fails: {problem}")
-        if again.verdict is not Verdict.PARITY:
-            again.sentence = f"with mx.compile at work, and only then, it {again.sentence}"
-            report.cells[index] = again
 
 
 def _describe(candidate: Candidate, facts: dict) -> None:

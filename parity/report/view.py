@@ -22,7 +22,7 @@ SCHEDULES = {
     "chunks": "several calls of uneven length",
     "batch": "two rows at once, a prompt, then token by token",
     "lives": "random lives of the caches, and requests through mlx-lm itself",
-    "gpu": "the worst of all schedules on the GPU, within limits for its own errors",
+    "gpu": "the worst of all schedules and lives on the GPU, within limits for its own errors",
 }
 
 
