@@ -244,7 +244,7 @@ def test_a_file_that_cannot_be_read(pristine, tmp_path, monkeypatch, name, error
     examine(whole, folder, REFUSED, {name})
 
 
-@pytest.mark.parametrize("variant", ["F1", "F2", "F5", "F8"])
+@pytest.mark.parametrize("variant", ["F1", *(pytest.param(one, marks=pytest.mark.slow) for one in ("F2", "F5")), "F8"])
 def test_a_file_that_is_cut_while_it_is_read(variant):
     """MLX reads late: what it says then is a RuntimeError.
 

@@ -153,9 +153,9 @@ def test_the_parts_are_the_model(checkpoint, variant):
 @pytest.mark.parametrize(
     ("defect", "stage"),
     [
-        ("D016", "layer 0"),
+        pytest.param("D016", "layer 0", marks=pytest.mark.slow),
         ("X055", "layer 2"),
-        ("X026", "head"),
+        pytest.param("X026", "head", marks=pytest.mark.slow),
     ],
 )
 def test_a_defect_in_dsv4_mlx_is_red_at_its_first_stage(checkpoint, defect, stage):

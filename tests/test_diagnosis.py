@@ -153,6 +153,7 @@ def test_what_goes_wrong_between_calls_hides_nothing_that_one_call_shows(tmp_pat
     assert found.said[-1].sentence.startswith("No known defect")
 
 
+@pytest.mark.slow
 def test_one_way_without_a_cache_and_another_with_one_though_neither_is_of_this_mechanism(tmp_path):
     """Without the probe of ratio 128, whose defect the first is; nothing gives all schedules, nor two of one place."""
     ids, mechanisms = ("D050-cacheless", "D033"), upto("compressor.overlap")
@@ -174,6 +175,7 @@ def test_five_at_once(tmp_path):
     assert all(cell.explained_by for cell in found.red)
 
 
+@pytest.mark.slow
 def test_a_defect_less_is_another_diagnosis(tmp_path):
     """The set above is found because it is there."""
     defects = of_ids(*FIVE[:-1])

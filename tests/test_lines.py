@@ -553,12 +553,11 @@ def answer(tmp_path_factory):
 
 # What is named by what comes behind the defect's place alone, and by the end that is the work of the reference's call.
 PLACED = ("D021", "D026-joint", "D017-half")
-SLOW = [
-    pytest.param(name, marks=pytest.mark.slow) for name in ("D008", "D060-queries", "D076-up", "D019-one-more", "X080")
-]
+LONG = ("D026", "D017", "D008", "D060-queries", "D076-up", "D019-one-more", "X080")
+SLOW = [pytest.param(name, marks=pytest.mark.slow) for name in LONG]
 
 
-FAST = ("D016", "D026", "D028-dropped", "D009-scores", "D010-sign", "D017", "D076-routed", *PLACED)
+FAST = ("D016", "D028-dropped", "D009-scores", "D010-sign", "D076-routed", *PLACED)
 
 
 @pytest.mark.parametrize("name", [*FAST, *SLOW])

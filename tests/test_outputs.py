@@ -65,7 +65,7 @@ def red(tmp_path_factory):
 # --- pipes and full disks ------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("green", [True, False])
+@pytest.mark.parametrize("green", [pytest.param(True, marks=pytest.mark.slow), False])
 def test_a_closed_pipe_changes_no_exit_code(red, green):
     with parity("golden", SMALL if green else red, stdout=subprocess.PIPE) as process:
         process.stdout.close()  # as `| head -0` does
@@ -75,7 +75,7 @@ def test_a_closed_pipe_changes_no_exit_code(red, green):
 
 
 @full
-@pytest.mark.parametrize("green", [True, False])
+@pytest.mark.parametrize("green", [True, pytest.param(False, marks=pytest.mark.slow)])
 def test_a_full_standard_output_is_said_and_no_green(red, green):
     with FULL.open("w") as nowhere, parity("golden", SMALL if green else red, stdout=nowhere) as process:
         said = process.stderr.read()
