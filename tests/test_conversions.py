@@ -88,7 +88,7 @@ def red(report):
 
 # --- honest ones -----------------------------------------------------------------------------------------------
 
-PLAIN_QUICK, PACKED_QUICK = ("2 bits", "mxfp4"), ("as it is",)
+PLAIN_QUICK, PACKED_QUICK = ("mxfp4", "mixed"), ("as it is",)
 HONEST = [("F1-bfloat16", recipe, recipe in PLAIN_QUICK) for recipe in RECIPES]
 HONEST += [("F1", recipe, recipe in PACKED_QUICK) for recipe in RECIPES]
 

@@ -73,7 +73,7 @@ def test_no_defect_no_diagnosis(tmp_path):
 ALONE = ("D016", "D019-one-less", "D028-value", "D075-scale", "D010-sign")
 
 
-@pytest.mark.parametrize("name", ALONE)
+@pytest.mark.parametrize("name", [pytest.param(one, marks=[pytest.mark.slow] * (one in ALONE[1:4:2])) for one in ALONE])
 def test_one_defect_is_named_with_what_to_do(tmp_path, name):
     defect = KNOWN[name]
     found = diagnosed([defect], upto(defect.mechanism), tmp_path)
@@ -102,7 +102,7 @@ def test_a_defect_that_only_decoding_shows(tmp_path, name):
     assert found.named == {name}
 
 
-@pytest.mark.parametrize("name", ["D074", "D104", "X092"])
+@pytest.mark.parametrize("name", ["D074", "D104", pytest.param("X092", marks=pytest.mark.slow)])
 def test_what_gives_no_numbers_is_compared_where_it_gives_some(tmp_path, name):
     found = diagnosed(of_ids(name), upto("router.overflow", "router.underflow"), tmp_path)
     assert found.named == {name}

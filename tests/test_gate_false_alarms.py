@@ -43,15 +43,13 @@ NAMES = [pytest.param(name, marks=COMPILED) if name == "compiled" else name for 
 FEW = (
     "experts.shared",
     "router.choice",
-    "router.hash",
     "attention.output",
-    "rope.inverse",
     "compressor.overlap.ape",
-    "rope.plain_rows",
     "indexer.rope",
     "hc.post",
     "weights.fp4",
 )
+MORE = ("router.hash", "rope.inverse", "rope.plain_rows")
 
 
 @dataclass(frozen=True)
@@ -155,7 +153,7 @@ def table(found: list[Outcome]) -> str:
 # --- a few -----------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("mechanism", FEW)
+@pytest.mark.parametrize("mechanism", [*FEW, *(pytest.param(one, marks=pytest.mark.slow) for one in MORE)])
 @pytest.mark.parametrize("name", NAMES)
 def test_no_alarm(name, mechanism):
     found = seed_zero(name, mechanism)
