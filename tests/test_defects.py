@@ -163,14 +163,7 @@ def by_id(defects):
 # --- the patches -------------------------------------------------------------------------------------------
 
 
-PATCHED = [defect for defect in WITH_REFERENCE if defect is not BLOCKS]
-# By default one of each kind of run and each file that is patched; that each patch fits its text is tested below.
-FAST = {
-    (defect.mechanism.partition(".")[0], SPECIAL.get(defect.id), defect.reference[0].file): defect for defect in PATCHED
-}
-
-
-@by_id([pytest.param(one, marks=[] if one in FAST.values() else [pytest.mark.slow]) for one in PATCHED])
+@by_id([defect for defect in WITH_REFERENCE if defect is not BLOCKS])
 def test_both_patches_show_and_mean_the_same(defect):
     run = run_for(defect)
     exact = run.patched([defect])
