@@ -1,6 +1,7 @@
 """What stops a run: each problem is one sentence, and each class has its own exit code."""
 
 import errno
+import signal
 
 # Numbers of OSError that mean: the machine has no room left.
 NO_ROOM = {errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EMFILE, errno.ENFILE, errno.ENOMEM, errno.EIO}
@@ -35,3 +36,14 @@ class CandidateCrashed(ParityError):
     """The candidate raised, hung or died; the harness did not."""
 
     exit_code = 4
+
+
+class Stopped(KeyboardInterrupt):
+    """A signal asked this process to end; its message is the signal's name."""
+
+
+def stopped_by(stop: KeyboardInterrupt) -> str:
+    """What ended a run, for its sentence: " by SIGTERM", or nothing for Ctrl-C. It has arrived and is not raised again."""
+    if isinstance(stop, Stopped):
+        signal.setitimer(signal.ITIMER_REAL, 0)
+    return f" by {stop}" if str(stop) else ""

@@ -18,7 +18,7 @@ import pytest
 from parity import cli
 from parity.cases.resources import fixtures_path
 from parity.commands import outputs
-from parity.errors import BadEnvironment
+from parity.errors import BadEnvironment, Stopped, stopped_by
 from parity.gate.results import Candidate, GateReport
 from parity.jobs.gate_command import Asked
 from parity.report import document
@@ -262,3 +262,23 @@ def test_a_signal_ends_a_run_with_its_document(tmp_path, arguments):
     jsonschema.validate(content, document.schema())
     assert content["verdict"] == "interrupted"
     assert content["sentence"].startswith("Interrupted by SIGTERM after ")
+
+
+class Loses:
+    """Python only reports what a destructor raises."""
+
+    def __del__(self):
+        os.kill(os.getpid(), signal.SIGTERM)
+        time.sleep(0.01)
+
+
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
+def test_an_end_that_a_library_loses_is_asked_for_again(monkeypatch):
+    monkeypatch.setattr(outputs, "AGAIN", 0.05)
+    with outputs.ended_by_signals():
+        with pytest.raises(Stopped, match="SIGTERM") as stop:  # noqa: PT012
+            waiting = [Loses()]
+            waiting.clear()
+            time.sleep(20)
+        assert stopped_by(stop.value) == " by SIGTERM"
+        time.sleep(0.2)  # it has arrived, and is not raised again

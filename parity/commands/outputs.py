@@ -11,18 +11,16 @@ import os
 import signal
 import sys
 import threading
+import weakref
 from collections.abc import Callable, Iterable, Iterator
 
 from rich.console import Console
 
-from ..errors import NO_ROOM, BadEnvironment, ParityError
+from ..errors import NO_ROOM, BadEnvironment, ParityError, Stopped
 
+AGAIN = 1.0  # seconds until a lost end is asked for again
 # What numpy and safetensors say of a full disk in exceptions without a number.
 FULL = ("No space left on device", "Disk quota exceeded", "requested and", "No usable temporary directory")
-
-
-class Stopped(KeyboardInterrupt):
-    """A signal asked this process to end."""
 
 
 class Terminal(Console):
@@ -55,18 +53,35 @@ def prepare() -> None:
 
 @contextlib.contextmanager
 def ended_by_signals() -> Iterator[None]:
-    """SIGTERM and SIGHUP end the command as Ctrl-C does: the candidate gone, temporary folders too."""
+    """SIGTERM and SIGHUP end the command as Ctrl-C does: the candidate gone, temporary folders too.
+
+    What a signal's handler raises in a destructor or in a library's callback is lost there. So it is raised again once
+    it is gone, until whoever ends the run has it (`errors.stopped_by`).
+    """
+    asked, raised = "", lambda: None
 
     def stop(number, frame):
-        raise Stopped(signal.Signals(number).name)
+        nonlocal asked, raised
+        if number != signal.SIGALRM:
+            asked = signal.Signals(number).name
+        elif raised() is not None:  # on its way
+            return
+        signal.setitimer(signal.ITIMER_REAL, AGAIN, AGAIN)
+        error = Stopped(asked)
+        raised = weakref.ref(error)
+        try:
+            raise error
+        finally:
+            del error  # or this frame, which the error's traceback holds, would keep it alive
 
     if threading.current_thread() is not threading.main_thread():
         yield
         return
-    before = {number: signal.signal(number, stop) for number in (signal.SIGTERM, signal.SIGHUP)}
+    before = {number: signal.signal(number, stop) for number in (signal.SIGTERM, signal.SIGHUP, signal.SIGALRM)}
     try:
         yield
     finally:
+        signal.setitimer(signal.ITIMER_REAL, 0)
         for number, handler in before.items():
             signal.signal(number, handler)
 

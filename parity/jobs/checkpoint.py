@@ -13,7 +13,7 @@ from dsv4_checkpoints import CheckpointError
 
 from ..candidates.adapters import resolve
 from ..conversion.stages import Conversions
-from ..errors import BadEnvironment, BadInput
+from ..errors import BadEnvironment, BadInput, stopped_by
 from ..results import Verdict, plain
 from ..streamed import memory
 from ..streamed.ahead import Ahead
@@ -85,7 +85,7 @@ def judge_checkpoint(
                 f"The run came to {memory.peak():.1f} GiB after {done}, above --memory {most:g}; it was ended, {kept}. "
                 "Give more, or a smaller --count."
             ) from stop
-        by = f" by {stop}" if str(stop) else ""
+        by = stopped_by(stop)
         report.verdict = Verdict.INTERRUPTED
         report.sentence = f"Interrupted{by} after {len(report.stages)} of {len(stages.all())} stages."
     finally:
@@ -195,7 +195,7 @@ def _at_once(report: CheckpointReport, source: Source, most: float | None, judge
             raise BadEnvironment(
                 f"The run came to {memory.peak():.1f} GiB, above --memory {most:g}; it was ended. Give more."
             ) from stop
-        by = f" by {stop}" if str(stop) else ""
+        by = stopped_by(stop)
         report.verdict, report.sentence = Verdict.INTERRUPTED, f"Interrupted{by} before the whole model was judged."
         return None
     finally:

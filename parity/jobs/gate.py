@@ -14,7 +14,7 @@ from ..beside.plan import GPU, Plan
 from ..candidates.adapters import resolve
 from ..candidates.process import CandidateProblem, MissingImports, Process
 from ..environment import check_environment
-from ..errors import BadInput
+from ..errors import BadInput, stopped_by
 from ..gate import bundle, confirm, keys, loading, playing
 from ..gate.defects import Defect, catalogue
 from ..gate.diagnosis import Diagnoser
@@ -93,7 +93,7 @@ def judge(
             report.verdict, report.sentence = Verdict.ENVIRONMENT, str(problem)
         except KeyboardInterrupt as stop:
             judged = len({cell.mechanism for cell in report.cells})
-            by = f" by {stop}" if str(stop) else ""
+            by = stopped_by(stop)
             report.verdict = Verdict.INTERRUPTED
             report.sentence = (
                 f"Interrupted{by} after {judged} of {len(report.mechanisms)} mechanisms of {candidate.name}."

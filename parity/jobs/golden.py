@@ -17,6 +17,7 @@ from torch import Tensor
 from reference_torch.quantization import hadamard
 
 from ..cases.recordings import Recording, find, load
+from ..errors import stopped_by
 from ..judging import oracle, taps, undecided
 from ..judging.recorded import Family, by_rms, by_token
 from ..judging.sides import MLXSide, TorchSide
@@ -276,7 +277,7 @@ def golden(arguments: list[str], environment: dict, progress: Callable[[str], No
         for recording in recordings:
             report.golden += Replay(recording).judge(progress)
     except KeyboardInterrupt as stop:
-        by = f" by {stop}" if str(stop) else ""
+        by = stopped_by(stop)
         report.verdict = Verdict.INTERRUPTED
         report.sentence = f"Interrupted{by} after {len(report.golden) // 2} of {len(recordings)} recorded cases."
         return report

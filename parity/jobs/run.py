@@ -7,6 +7,7 @@ import time
 from collections.abc import Callable
 
 from ..cases.strategies import Case, Profile
+from ..errors import stopped_by
 from ..pairs import LifePair, Pair, Row, registry
 from ..results import Finding, PairResult, Report, Verdict, overall
 from . import consistency, layers
@@ -37,7 +38,7 @@ def run(
         _fill(report, profile, names, dtypes, seed, progress, case, check and case is None)
     except KeyboardInterrupt as stop:
         report.verdict = Verdict.INTERRUPTED
-        by = f" by {stop}" if str(stop) else ""
+        by = stopped_by(stop)
         report.sentence = f"Interrupted{by} after {len(report.pairs)} rows."
         return report
     return _concluded(report)
