@@ -43,7 +43,7 @@ class Stopped(KeyboardInterrupt):
 
 
 def stopped_by(stop: KeyboardInterrupt) -> str:
-    """What ended a run, for its sentence: " by SIGTERM", or nothing for Ctrl-C. It has arrived and is not raised again."""
+    """What ended a run, for its sentence: " by SIGTERM", or nothing for Ctrl-C. It is not raised again."""
     if isinstance(stop, Stopped):
         signal.setitimer(signal.ITIMER_REAL, 0)
     return f" by {stop}" if str(stop) else ""

@@ -272,9 +272,9 @@ class Loses:
         time.sleep(0.01)
 
 
-@pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
 def test_an_end_that_a_library_loses_is_asked_for_again(monkeypatch):
     monkeypatch.setattr(outputs, "AGAIN", 0.05)
+    monkeypatch.setattr(sys, "unraisablehook", lambda lost: None)  # pytest's keeps what was raised
     with outputs.ended_by_signals():
         with pytest.raises(Stopped, match="SIGTERM") as stop:  # noqa: PT012
             waiting = [Loses()]
