@@ -132,7 +132,7 @@ FAST = {
 }
 
 
-NAMED_FAST = {"D014", "D067", "D092", "D093"}  # cutting a life down takes others half a minute
+NAMED_FAST = {"D014", "D067", "D092"}  # cutting a life down takes others half a minute
 
 
 def chosen(name, fast=FAST):

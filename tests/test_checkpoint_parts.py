@@ -70,6 +70,7 @@ def test_parts_are_the_whole(folders, tmp_path, capsys, against, cuts):
     capsys.readouterr()
 
 
+@pytest.mark.slow
 def test_a_part_judges_no_layer_but_its_own(folders, tmp_path, capsys):
     with applied([catalogue()["X002"]], "dsv4_mlx"):  # rows of ratio 4: layer 2 alone
         early, _ = run(folders[0], tmp_path / "early.json", "--layers", "0-1", count=48)

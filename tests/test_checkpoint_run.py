@@ -155,7 +155,7 @@ def test_the_parts_are_the_model(checkpoint, variant):
     [
         ("D016", "layer 0"),
         pytest.param("X055", "layer 2", marks=pytest.mark.slow),  # in junit and markdown, below
-        ("X026", "head"),
+        pytest.param("X026", "head", marks=pytest.mark.slow),
     ],
 )
 def test_a_defect_in_dsv4_mlx_is_red_at_its_first_stage(checkpoint, defect, stage):

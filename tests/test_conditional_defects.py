@@ -49,7 +49,7 @@ def test_the_name_says_the_condition():
 @pytest.mark.parametrize(
     "name",
     [
-        "D028-dropped@one",
+        pytest.param("D028-dropped@one", marks=pytest.mark.slow),
         "D075-scale@batch",
         pytest.param("D010@uncached", marks=pytest.mark.slow),
         pytest.param("D026@chunks", marks=pytest.mark.slow),

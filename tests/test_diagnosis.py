@@ -138,6 +138,7 @@ def test_two_at_once(tmp_path, ids):
     assert diagnosed(defects, mechanisms, tmp_path).named == {*ids}
 
 
+@pytest.mark.slow
 def test_what_goes_wrong_between_calls_hides_nothing_that_one_call_shows(tmp_path):
     """A remainder dropped, in a way that no known defect drops it, and rows not rotated, which all schedules show."""
     found = judged(of_ids("D036", "D005"), ["compressor.plain", "rope.plain_rows"], tmp_path)
@@ -222,6 +223,7 @@ def test_an_unknown_defect_is_red_and_nothing_is_named(tmp_path):
     )
 
 
+@pytest.mark.slow
 def test_an_unknown_defect_of_scale_shows_where_something_else_is_as_loud(tmp_path):
     """Most probes of attention cannot see the size of its output: the norms after it erase it."""
     found = diagnosed([OUTPUT], upto("rope.inverse", "mtp"), tmp_path)

@@ -77,14 +77,12 @@ def binders(tree: ast.Module) -> list[tuple[set[ast.stmt], dict[str, int]]]:
         if base != "self":
             others[attribute] = others.get(attribute, 0) + len(by)
     classes = [node for node in ast.walk(tree) if isinstance(node, ast.ClassDef)]
-    count = lambda name, by: len(by) + others.get(name.removeprefix("self."), 0)  # noqa: E731
-    return [
-        (
-            {one for one in ast.walk(node) if isinstance(one, ast.stmt)},
-            {name: count(name, by) for name, by in binding(node).items() if name.startswith("self.")},
-        )
-        for node in reversed(classes)
-    ]
+    found = []
+    for node in reversed(classes):
+        own = {name: len(by) for name, by in binding(node).items() if name.startswith("self.")}
+        counts = {name: count + others.get(name.removeprefix("self."), 0) for name, count in own.items()}
+        found.append(({one for one in ast.walk(node) if isinstance(one, ast.stmt)}, counts))
+    return found
 
 
 def header_end(node: ast.stmt) -> int:

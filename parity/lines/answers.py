@@ -217,7 +217,7 @@ class Finding:
             return Answer(BETWEEN, said, "misplaced, given", use, seen.last_right(first))
         if names := seen.reads(use, 0.0):  # which added, or multiplied and added, leaves a value as it was
             bound = seen.bound(names[0], 0.0)
-            if any(not seen.same_place(one, bound[0]) for one in bound) or not bound:
+            if not bound or any(not seen.same_place(one, bound[0]) for one in bound):
                 outer = stack[1] if len(stack) > 1 else maker
                 return Answer(BETWEEN, f"{said}; `{names[0]}` is 0 here", "zero", use, outer)
             if seen.constant(bound[0], names[0]):
