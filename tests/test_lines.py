@@ -9,13 +9,14 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from watched_text import watched
 
 import dsv4_mlx
 import reference_torch
 from parity.candidates import told
 from parity.candidates.adapters.problems import Raised
 from parity.candidates.statements import by_line, conditions
-from parity.candidates.watching import Watch, own_files
+from parity.candidates.watching import own_files
 from parity.gate.conditions import Call
 from parity.gate.defects import catalogue
 from parity.gate.defects.patching import edited
@@ -45,22 +46,9 @@ PORTS = Path(__file__).parent / "candidates"
 # --- watching ----------------------------------------------------------------------------------------------------
 
 
-def watched(tmp_path, text, call="main()"):
-    """What the lines of a text compute, as the harness gets it from another process."""
-    file = tmp_path / "port.py"
-    file.write_text(text)
-    names = {}
-    exec(compile(text, str(file), "exec"), names)
-    watch = Watch(own_files(str(file)))
-    with watch.watching():
-        eval(call, names)
-    flat, index = watch.told()
-    return told.watched(json.loads(json.dumps(index)), flat)
-
-
 def given(found):
     """(line, name, first number) of each event."""
-    return [(found.steps[e.step].line, e.name, float(found.values[e.value][0])) for e in found.events]
+    return [(found.steps[e.step].line, e.name, float(found.values[e.value].flat[0])) for e in found.events]
 
 
 PORT = """import mlx.core as mx
@@ -284,6 +272,29 @@ def test_what_values_of_a_port_are():
     assert state(lambda x: (x > 0).float()[:9]) == "weak"
     assert meant(lambda x: torch.where(x > 0, 0.0, -torch.inf)).mask
     assert meant(lambda x: torch.where(x > 0, 0.0, -1e9)).mask
+
+
+@pytest.mark.parametrize(
+    ("turn", "state"),
+    [
+        (lambda table: 1 / table, "right"),
+        (lambda table: -table, "right"),
+        (lambda table: torch.cat((torch.full((4,), torch.inf), -1 / table)), "right"),
+        (lambda table: 2 / table, "wrong"),
+        (lambda table: torch.cat((torch.full((4,), torch.inf), 3 * table)), "plain"),
+        (lambda table: 1 / (table + 0.01), "other"),
+    ],
+)
+def test_a_table_that_no_token_changes_is_known_turned(turn, state):
+    """As wavelengths instead of frequencies, infinite ones for channels that are not rotated; a value is not."""
+    table = torch.linspace(0.1, 0.9, 12, dtype=torch.float64)
+    x = torch.randn(30, 12, generator=torch.Generator().manual_seed(0))
+    right = values(lambda x: x.exp() * (table * 1).to(x.dtype), x)
+    wrong = values(lambda x: x * (table * 0.5).to(x.dtype), x)
+    found = told.Watched([turn(table).float().numpy(), 1 / x.exp().numpy()], [], [], [], [], set(), False)
+    one, changing = meanings(found, right, wrong)
+    assert one.state == state
+    assert changing.state == "other"
 
 
 @pytest.mark.parametrize(

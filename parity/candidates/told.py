@@ -108,7 +108,7 @@ def watched(index: dict, flat: np.ndarray) -> Watched:
         size = math.prod(int(side) for side in shape)
         if not 0 <= size <= len(flat) - start:
             raise ValueError("a value that is not there")
-        values.append(flat[start : start + size])
+        values.append(flat[start : start + size].reshape([int(side) for side in shape]))
         start += size
     among = lambda rows: lambda one: range(len(rows))[int(one)]  # noqa: E731 # an IndexError for a place that is none
     value, step, call = among(values), among(index["steps"]), among(index["calls"])
@@ -128,7 +128,7 @@ def watched(index: dict, flat: np.ndarray) -> Watched:
                 [*map(str, small)],
                 [*map(int, under)],
                 *(
-                    [*map(str, names)] for names in (*more, [], [])[:2]
+                    [*map(str, names)] for names in (*more, [], [], [])[:3]
                 ),  # recordings made before they were kept lack them
             )
             for file, line, end, name, at, seen, plain, small, under, *more in index["steps"]

@@ -27,7 +27,7 @@ class Step:
     values, each with its place; `numbers`: those that are plain numbers, each with what it is; `small`: arrays that are
     too small for values; `under`: the lines of the conditions that it depends on; `absent`: what is None of what it
     reads from objects; `skipped`: what it reads that a condition or a loop before it binds, but did not in this
-    call."""
+    call; `flags`: what it reads that is None or a truth value."""
 
     file: str
     line: int
@@ -40,6 +40,7 @@ class Step:
     under: list[int]
     absent: list[str]
     skipped: list[str] = field(default_factory=list)
+    flags: list[str] = field(default_factory=list)
 
 
 @dataclass
@@ -158,6 +159,7 @@ class _Frame:
         self.numbers: list[tuple[str, float]] = []
         self.small: list[str] = []
         self.absent: list[str] = []
+        self.flags: list[str] = []
         self.names: set[str] = set()
         self.ran: set[ast.stmt] = set()
         self.call = len(watch.calls)
@@ -183,12 +185,14 @@ class _Frame:
     def _open(self, frame, statement: ast.stmt | None):
         self.statement, self.now = statement, None
         self.before = {name: id(value) for name, value in frame.f_locals.items()}
-        self.reads, self.numbers, self.small, self.absent = [], [], [], []
+        self.reads, self.numbers, self.small, self.absent, self.flags = [], [], [], [], []
         self.names = set()
         if statement is not None:
             self.ran.add(statement)
         for text, value in read(statement, frame) if statement is not None else ():
             self.names.add(text)
+            if value is None or isinstance(value, bool):
+                self.flags.append(text)
             if value is None and "." in text:
                 self.absent.append(text)
             plain = [(text, number) for number in numbers(value)]
@@ -234,7 +238,7 @@ class _Frame:
             self.now = len(self.watch.steps)
             span = self.file, self.statement.lineno, header_end(self.statement), self.function
             under = self.watch.conditions.get(self.statement, [])
-            given = self.reads, self.numbers, self.small, under, self.absent, self._skipped()
+            given = self.reads, self.numbers, self.small, under, self.absent, self._skipped(), self.flags
             self.watch.steps.append(Step(*span, self.call, *given))
         return self.now
 

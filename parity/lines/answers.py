@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from ..candidates.told import Watched
 from ..candidates.watching import Event
 from .causes import Cause, Causes
+from .masks import Masked, Shown
 from .matching import Meant
 from .narrowing import Between, Narrowing
 from .operations import GIVEN, Operation
@@ -47,8 +48,11 @@ class Finding:
         wrong: list[Operation] | None,
         sites: list[Site] = (),
     ):
+        shown = Shown(watched, right, wrong or [])
+        meant = shown.corrected(meant)
         self.watched, self.meant, self.seen, self.sites = watched, meant, Seen(watched, meant), sites
         self.causes = Causes(right, wrong or [])
+        self.masked = Masked(self.seen, shown)
 
     def answer(self) -> Answer:
         """Whose fault the first value is that is what the defect makes of it."""
@@ -69,7 +73,19 @@ class Finding:
         if found.after == found.at:
             found.after = seen.last_right(first) if found.kind == BETWEEN else None
         found = self._narrowed(found, first, cause) if found.kind == BETWEEN and self.sites else found
-        return self._unless_later(found, first, cause) if found.kind == LINE else found
+        found = self._mask(first) or found if found.kind == BETWEEN else found
+        return self._unless_later(found, first, cause) if found.kind == LINE and found.rule != "mask" else found
+
+    def _mask(self, before: int) -> Answer | None:
+        """The statement that makes the first mask which only the defective reference has."""
+        first = self.masked.first(before)
+        if first is None:
+            return None
+        step, other, but = self.masked.place(first)
+        said = f"{self._what(self.watched.events[first])} is the first mask that hides, or shows, what the defect does"
+        if not but:
+            return Answer(LINE, said, "mask", step, event=first, inputs_right=True)
+        return Answer(BETWEEN, f"{said}; {but}", "mask", step, other, first)
 
     def _unless_later(self, found: Answer, first: int, cause: Cause) -> Answer:
         """The line, unless a condition before it has not let through what would change what is read there, or a right
@@ -210,7 +226,11 @@ class Finding:
         while len(top) > 1 and seen.elsewhere(top, 1):
             top = top[1:]
         if top is not stack:
-            return Answer(BETWEEN, f"{said}, in a function that is right elsewhere", "misplaced elsewhere", use, top[0])
+            if maker is not None and seen.near(maker, top[0]) and stack.index(top[0]) <= HELPERS:
+                return Answer(LINE, f"{said}; something is left out", "left out", top[0])
+            said = f"{said}, in a function that is right elsewhere"
+            at, after = (use, top[0]) if maker is None else (top[0], maker)
+            return Answer(BETWEEN, said, "misplaced elsewhere", at, after)
         if there and not seen.given(use, keys):
             return Answer(LINE, f"{said}; what belongs there was made before", "misplaced", stack[0])
         if maker is None and any(seen.given(one, keys) for one in stack):

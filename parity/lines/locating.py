@@ -100,9 +100,9 @@ class Locator:
         if event.step == answer.at and event.name != "return":
             wrong.gives = event.name
         instead = next((one for one in operations if one.key == answer.instead), None)
-        if instead is not None and len(instead.value) == len(watched.values[event.value]):
+        if instead is not None and instead.value.size == watched.values[event.value].size:
             wrong.expected = some(instead.value)
-            wrong.got = some(np.sort(watched.values[event.value]))
+            wrong.got = some(np.sort(watched.values[event.value], axis=None))
 
     def _watched(self, cell: Cell) -> Watched:
         family = self.families[cell.mechanism]

@@ -7,9 +7,11 @@ from dataclasses import dataclass
 import numpy as np
 
 from ..candidates.told import Watched
+from ..candidates.watching import SMALLEST
 from .values import Known, Values, trivial
 
 FEW = 256  # of a mask so small many have as many ones
+LONGEST = 4096  # numbers of a table that is known when turned
 HIDDEN = -1e8  # what is added to a score to hide its key is below
 
 
@@ -32,8 +34,12 @@ def meanings(watched: Watched, right: Values, wrong: Values | None) -> list[Mean
     found = []
     for place, one in enumerate(watched.values):
         value = ordered(one)
-        if value is None:
-            known = len(one) and (one[0] == 0 or (len(one), float(one[0])) in right.plain) and np.isfinite(one).all()
+        if value is None and (table := _as_table(one, right, wrong)):
+            found.append(table)
+        elif value is None:
+            flat = one.ravel()
+            same = len(flat) and np.isfinite(flat).all()
+            known = same and (flat[0] == 0 or (len(flat), float(flat[0])) in right.plain)
             found.append(Meant("right" if known and place not in watched.masks else "plain", still=True))
         else:
             found.append(_meaning(one, value, right, wrong))
@@ -47,14 +53,29 @@ def _meaning(given: np.ndarray, value: np.ndarray, right: Values, wrong: Values 
     for state, values in (("right", right), ("wrong", wrong)):
         found: Known | None = values.find(value) if values is not None else None
         if found is not None:
-            laid = found.laid is not None and bool(np.abs(given - found.laid).max() <= found.limit)
+            laid = found.laid is not None and bool(np.abs(given.ravel() - found.laid).max() <= found.limit)
             return Meant(state, found.key, found.still, mask, laid)
-    return Meant("other", still=discrete(value), mask=mask)
+    return _as_table(given, right, wrong) or Meant("other", still=discrete(value), mask=mask)
+
+
+def _as_table(given: np.ndarray, right: Values, wrong: Values | None) -> Meant | None:
+    """What a value is if it is a table that no token changes, turned: wavelengths for frequencies, or the other way
+    round, with infinite ones for channels that are not rotated."""
+    value = given[np.isfinite(given)].astype(np.float64)
+    if not SMALLEST <= value.size <= LONGEST or (value == value[0]).all() or (value == 0).any():
+        return None
+    turned = [np.sort(one) for one in (value, -value, 1 / value, -1 / value)]
+    for state, values in (("right", right), ("wrong", wrong)):
+        for one in turned:
+            known = values.find(one) if values is not None else None
+            if known is not None and known.still:
+                return Meant(state, known.key, True)
+    return None
 
 
 def ordered(value: np.ndarray) -> np.ndarray | None:
     """Sorted, float64, a mask that is added as one of zeros and ones; None for what proves nothing."""
-    value = np.sort(np.asarray(value, dtype=np.float64))
+    value = np.sort(np.asarray(value, dtype=np.float64), axis=None)
     if len(value) and value[0] < HIDDEN and value[-1] <= 0:
         value = np.sort((value > HIDDEN).astype(np.float64))
     return value if len(value) and np.isfinite(value).all() and not trivial(value) else None

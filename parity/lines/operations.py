@@ -38,7 +38,8 @@ class Called:
 class Operation:
     """What an operation gave, sorted and as it lies, and from what: keys of its inputs, each that of the sorted
     numbers, and plain numbers. An operation GIVEN is what no operation gave: weights, token ids. where: the calls that
-    it was done in, the nearest first, and their lines. given: the inputs' keys in order. shape: of what it gave."""
+    it was done in, the nearest first, and their lines. given: the inputs' keys in order. shape: of what it gave.
+    boolean: whether that is truth values."""
 
     name: str
     value: np.ndarray
@@ -49,6 +50,7 @@ class Operation:
     where: tuple[tuple[Called, int], ...] = ()
     given: tuple[str, ...] = ()
     shape: tuple[int, ...] = ()
+    boolean: bool = False
 
     @property
     def short(self) -> str:
@@ -89,7 +91,8 @@ class _Recorder(TorchDispatchMode):
                 same = name in VIEWS and len(given) == 1 and one.numel() == len(given[0][0])
                 self.sorted[one] = value, key = given[0] if same else in_order(one)
                 keys = tuple(one for _, one in given)
-                done = str(function), value, _laid(one), key, frozenset(keys), numbers, where, keys, (*one.shape,)
+                kind = (*one.shape,), one.dtype is torch.bool
+                done = str(function), value, _laid(one), key, frozenset(keys), numbers, where, keys, *kind
                 self.operations.append(Operation(*done))
                 self.seen.add(key)
         return out

@@ -11,6 +11,7 @@ from .territory import ALIKE, FEWEST, PART
 # Rules after which what is read, or what it hangs on, may itself be wrong: its place then says nothing.
 OPEN = ("unknown", "too small", "condition", "zero", "plain")
 # Rules whose two ends stand in two functions, so that the reference's own form can choose.
+LEFT_OUT = ("left out between", "misplaced elsewhere")
 APART = ("left out between", "misplaced elsewhere", "turned", "blank")
 
 
@@ -19,11 +20,12 @@ class Placing(Narrowing):
 
     def _step(self, site: Site, called: Called) -> int | None:
         territory = self.territory
-        if territory.twins(called) or len(territory.reference[called]) < FEWEST or territory.best(called) < ALIKE:
+        if territory.twins(called) or len(territory.reference[called]) < FEWEST:
             return None
-        step = self._behind(site, called)
+        found = territory.best(called) >= ALIKE
+        step = self._behind(site, called) if found else None
         if step is None and not site.inserted:
-            step = self._end(called)
+            step = (self._end(called) if found else None) or self._inlined(called)
         return None if step is None or self._switched_off(step) else step
 
     def _behind(self, site: Site, called: Called) -> int | None:
@@ -68,6 +70,40 @@ class Placing(Narrowing):
             return None
         step = between.at if at else between.after
         return None if self._far(step, called) else step
+
+    def _inlined(self, called: Called) -> int | None:
+        """The end whose value the reference makes in its call, where the other's is made elsewhere: ports do this
+        without a function of its own."""
+        seen, between = self.seen, self.between
+        if between.after is None or between.rule not in LEFT_OUT:
+            return None
+        keys = between.cause.values
+        passed = [one for one in seen.events[: between.first] if seen.meant[one.value].key in keys]
+        if not passed:
+            return None
+        at = self._made_in(seen.meant[seen.events[between.first].value].key, called)
+        after = self._made_in(seen.meant[passed[-1].value].key, called)
+        if at == after:
+            return None
+        step = between.at if at else between.after
+        if seen.given(step, keys):  # then it may be left out where that is called
+            return None
+        apart = (one.step for one in seen.events if self._reads(one.step, keys) and not seen.beside(one.step, step))
+        works = (one for one in apart if self._gives(one, called) and seen.steps[one].file == seen.steps[step].file)
+        return None if next(works, None) is not None else step
+
+    def _made_in(self, key: str, called: Called) -> bool:
+        """Whether a value is first made in a call of the reference's, or in those inside it."""
+        made = next((one for one in self.operations if one.key == key), None)
+        return made is not None and any(one is called for one, _ in made.where)
+
+    def _gives(self, step: int, called: Called) -> bool:
+        """Whether a step gives a value that the reference makes in its call."""
+        given = (one for one in self.seen.events if one.step == step)
+        return any(self._made_in(self.seen.meant[one.value].key, called) for one in given)
+
+    def _reads(self, step: int, keys: frozenset[str]) -> bool:
+        return any(self.seen.meant[place].key in keys for _, place in self.seen.steps[step].reads)
 
     def _far(self, step: int, called: Called) -> bool:
         """Whether a statement of the same work reads the value in question further away: something may be left out
