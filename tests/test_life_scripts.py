@@ -125,3 +125,15 @@ def test_what_is_shown_of_a_long_life_is_its_end():
     assert view.life({"life": ["x" * 500]}) == ["x" * view.WIDE + " ..."]
     assert view.life({}) == []
     assert hasattr(mlx_lm.models.cache, "LRUPromptCache")  # what the script imports
+
+
+def test_a_script_holds_a_port_that_gives_last_logits_alone_to_each_beginning(sound):
+    """And any other to one call over all tokens."""
+    names = {}
+    exec("\n".join([IMPORTS, HELPERS]), names)
+    ids, called = [3, 1, 4, 1, 5], []
+    for last in (False, True):
+        names["model"] = lambda given, cache: sound.model(given, cache=cache)[:, -1 if last else 0 :]  # noqa: B023
+        names["make_prompt_cache"] = lambda model: (called.append(last), sound.make_cache())[1]  # noqa: B023
+        assert abs(names["alone"](ids) - sound.alone(names["mx"].array([ids]))[0]).max().item() < 1e-4
+    assert called == [False] + [True] * 6

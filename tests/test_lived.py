@@ -54,7 +54,7 @@ def test_an_error_above_the_limit_is_red_and_one_below_is_not(lived, share, red)
     lives = Lives(port(CONFIG, 0, "float32", lived))
     found = lived.examine(IDS)
     assert found.clear.all()
-    right = lives.expected(IDS)[-3:]
+    right = lives.expected(IDS, 3)
     wrong = mx.concatenate([right[:1], right[1:2] + share * found.limit, right[2:]])
     assert bool(lives.judge(IDS, wrong)) == red
     assert (lives.ratio > 1) == red
@@ -67,7 +67,7 @@ def test_an_unclear_token_is_no_deviation_and_is_not_counted(lived, monkeypatch)
     sound = lived.examine(IDS)
     clear = torch.tensor([True] * 7 + [False] * 2)
     monkeypatch.setattr(Lived, "examine", lambda self, ids: Examined(sound.exact, sound.limit, clear))
-    right = lives.expected(IDS)[-3:]
+    right = lives.expected(IDS, 3)
     flipped = mx.concatenate([right[:1], right[1:] + 1.0])
     assert (lives.judge(IDS, flipped), lives.tokens) == ("", 1)
     assert lives.judge(IDS, right + 1.0).startswith("token 6 of 9")

@@ -11,7 +11,8 @@ from parity.gate.defects.patching import applied
 from parity.jobs.lives import Life, LifeSearch, port
 from parity.lives import served
 from parity.lives.exploring import relive, shorter
-from parity.lives.port import Lives
+from parity.lives.limits import Limits
+from parity.lives.port import Lives, Port
 from parity.pairs import registry
 from parity.results import Verdict
 
@@ -182,3 +183,23 @@ def test_a_broken_request_is_a_life_that_can_be_told_again(monkeypatch):
     life = Life(CONFIG, 0, [list(one) for one in served.lives("batches", 0)[0]])
     search = LifeSearch(PAIR, "float32", None, 0)
     assert search.replay(Life.from_json(life.to_json())).verdict is Verdict.DIVERGES
+
+
+def last_alone(whole):
+    """A port that gives the logits of a call's last token alone, held to itself."""
+    last = lambda logits: logits[:, -1:]  # noqa: E731
+    alone = lambda ids: last(whole.call(ids, whole.make_cache()))  # noqa: E731
+    call = lambda ids, cache: last(whole.call(ids, cache))  # noqa: E731
+    return Port(whole.model, whole.vocabulary, Limits(1e-3), whole.make_cache, call=call, alone=alone)
+
+
+def test_a_port_that_gives_a_calls_last_logits_alone_is_held_to_each_beginning(right):
+    """Not to the last token's logits for every token of a request, as jang's once was."""
+    life = [("serve_steps", {"prompt": 5, "tokens": 4, "step": 3, "seed": 7})]
+    lives = judged(life, last_alone(right))
+    assert lives.broken is None
+    assert lives.tokens == 5
+    assert lives.ratio <= 1
+    with applied([catalogue()["D033"]], "dsv4_mlx"):
+        model = last_alone(port(CONFIG, 0, "float32"))
+        assert any(judged(life, model).broken for life in served.lives("steps", 0))

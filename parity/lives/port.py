@@ -75,8 +75,16 @@ class Lives:
     known: dict[tuple, mx.array] = field(default_factory=dict)
     lacking: dict[str, str] = field(default_factory=dict)
 
-    def expected(self, ids: list[int]) -> mx.array:
-        """Logits [S, V] of one call over all tokens."""
+    def expected(self, ids: list[int], new: int) -> mx.array:
+        """Logits [new, V] of the last tokens in one call over all; of a port that gives a call's last logits alone, in
+        as many calls over the beginnings."""
+        whole = self._called(ids)
+        if len(whole) >= new:
+            return whole[-new:]
+        return mx.concatenate([self._called(ids[:end])[-1:] for end in range(len(ids) - new + 1, len(ids) + 1)])
+
+    def _called(self, ids: list[int]) -> mx.array:
+        """What one call over tokens gives, [S, V] or [1, V]."""
         key = tuple(ids)
         if key not in self.known:
             if len(self.known) >= KEPT:
@@ -91,7 +99,7 @@ class Lives:
 
     def judge(self, row: list[int], got: mx.array) -> str:
         """How the last logits [new, V] of a sequence differ by more than rounding explains; empty if they do not."""
-        new, expected = len(got), self.expected(row)[-len(got) :]
+        new, expected = len(got), self.expected(row, len(got))
         over = self.port.limits.ratios(row, got, expected)
         wrong = [token for token, ratio in enumerate(over) if beyond(ratio)]
         if self.broken is None:
