@@ -962,6 +962,17 @@ def test_a_port_may_say_how_its_mtp_block_is_called(few, capsys, tmp_path):
     assert verdicts(report, "mtp") == ["parity"] * 5
 
 
+def test_only_may_ask_for_a_row_of_lives_with_the_whole_model_alone(judged):
+    """Also of a port that gives a call's last logits alone, which each beginning of a request is held to."""
+    report = judged(path_of("returns_last_only"), "--only", "serving.steps")
+    assert report["verdict"] == "parity"
+    assert [one["name"] for one in report["mechanisms"]] == ["model.flash", "serving.steps"]
+    (row,) = (one for one in report["cells"] if one["schedule"] == LIVES)
+    assert (row["mechanism"], row["verdict"]) == ("serving.steps", "parity")
+    assert row["tokens"] > 30
+    assert report["reproduce"].endswith("--only serving.steps")
+
+
 def test_one_mechanism_alone_is_judged_with_what_it_needs(capsys, tmp_path):
     code, _, _ = run(
         capsys, path_of("mixes_untransposed"), "--only", "hc.comb", "--json", str(tmp_path / "report.json")

@@ -109,7 +109,8 @@ def add(commands) -> None:
         action="append",
         default=[],
         metavar="MECHANISM",
-        help="judge this mechanism and those that its probe needs, nothing else; may be given again",
+        help="judge this mechanism and those that its probe needs, or this row of lives (caches, serving.turns, ...) "
+        "and the whole model, nothing else; may be given again",
     )
     gate.add_argument(
         "--defects",
@@ -154,15 +155,15 @@ def command(options: argparse.Namespace, started: float) -> int:
     from ..beside import plan as planning
     from ..beside.column import judged
     from ..gate.defects import DefectError, read_drafts
-    from ..gate.probes import PROFILES, registry
+    from ..gate.probes import PROFILES
     from ..jobs.gate import judge
-    from ..jobs.gate_command import SIMULATIONS, Asked, requirable
+    from ..jobs.gate_command import SIMULATIONS, Asked, judgeable, requirable
 
     shared.one_of("--profile", "quick" if options.profile is None else options.profile, list(PROFILES))
     shared.one_of("--family", "any" if options.family is None else options.family, ["any", "raw"])
     shared.one_of("--simulation", options.simulation or "auto", [*SIMULATIONS])
     for what in options.only:
-        shared.one_of("--only", what, list(registry()))
+        shared.one_of("--only", what, judgeable())
     try:
         drafts = read_drafts(Path(options.defects)) if options.defects else {}
     except DefectError as error:

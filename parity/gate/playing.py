@@ -31,6 +31,7 @@ from ..candidates.adapters.problems import (
     WroteOutside,
 )
 from ..errors import BadInput
+from .lives import ROWS
 from .probes import PROFILES, registry
 from .recording import ARRAYS, NAMES, SCHEMA, checkpoint_hash, hash_of, question, question_of
 from .results import Place, WrongLine
@@ -80,7 +81,7 @@ class Player:
         self.names = _one_of(manifest["names"], ("any", "raw"))
         self.simulation = _one_of(manifest["simulation"], ("auto", *QUANTIZATION_SIMULATIONS))
         self.require = [_text(what) for what in _list(manifest["require"])]
-        self.only = [name for what in _list(manifest["only"]) if (name := _text(what)) in registry()]
+        self.only = [name for what in _list(manifest["only"]) if (name := _text(what)) in {*registry(), *ROWS}]
         self.compiles = _is(manifest["compiles"], bool)
         self.environment = _is(manifest["environment"], dict)
         self.mended = [_text(note) for note in _list(manifest.get("mended", []))]  # older recordings lack it

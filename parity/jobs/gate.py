@@ -21,7 +21,7 @@ from ..gate.diagnosis import Diagnoser
 from ..gate.explaining import explain
 from ..gate.families import Family
 from ..gate.filling import Filling, reference
-from ..gate.lives import CACHES, CHECKPOINT, LIVES, OFFERED, judge_lives, mechanisms
+from ..gate.lives import CACHES, CHECKPOINT, LIVES, OFFERED, ROWS, judge_lives, mechanisms
 from ..gate.matrix import NOT_ASKED, Engine, Matrix, ask, close_gaps
 from ..gate.probes import SCHEDULES, Probe, needed, of_profile
 from ..gate.recording import Recorder
@@ -107,10 +107,12 @@ def judge(
 
 
 def chosen(profile: str, only: Sequence[str]) -> list[Probe]:
-    """The profile's probes; or these mechanisms of whatever profile, and what their probes need."""
+    """The profile's probes; or these mechanisms of whatever profile, and what their probes need; for rows of lives the
+    whole model's."""
     if not only:
         return of_profile(profile)
-    wanted = {*only}.union(*(needed(name) for name in only))
+    probed = {name for name in only if name not in ROWS}
+    wanted = probed.union(*(needed(name) for name in probed), {CHECKPOINT} if len(probed) < len({*only}) else ())
     return [probe for probe in of_profile("exhaustive") if probe.mechanism in wanted]
 
 
@@ -140,8 +142,9 @@ def _judge(
         report.notes.append("Gives the logits of each call's last token alone; only these were judged.")
     missing = close_gaps(matrix, SCHEDULES)
     lacking = []
-    if CHECKPOINT in families and not asked.only:
-        lacking = _live(engine, families[CHECKPOINT], matrix, report, scratch, progress)
+    rows = [row for row in ROWS if not asked.only or row in asked.only]
+    if CHECKPOINT in families and rows:
+        lacking = _live(engine, families[CHECKPOINT], matrix, report, rows, scratch, progress)
     report.gaps = gaps_of(report.cells, missing, lacking, {*asked.require})
     judged = {*SCHEDULES, *(row.name for row in report.mechanisms), *(f"{CACHES}.{name}" for name in OFFERED)}
     for name in sorted({*asked.require} - judged):
@@ -225,17 +228,22 @@ FORMS = {loading.EXPERTS: "the experts in fp4", loading.PACKED: "experts in fp4 
 
 
 def _live(
-    engine: Process, family: Family, matrix: Matrix, report: GateReport, scratch: Path, progress: Progress
+    engine: Process,
+    family: Family,
+    matrix: Matrix,
+    report: GateReport,
+    rows: list[str],
+    scratch: Path,
+    progress: Progress,
 ) -> list[Gap]:
-    """Add the rows of the caches; what they do not offer."""
+    """Add these rows of the caches; what they do not offer."""
     began = time.monotonic()
-    rows = mechanisms([one.name for one in report.mechanisms])
     if matrix.out_of_patience(CACHES):
-        cells, lacking = [Cell(row.name, LIVES, Verdict.COVERAGE_GAP, NOT_ASKED) for row in rows], []
+        cells, lacking = [Cell(row, LIVES, Verdict.COVERAGE_GAP, NOT_ASKED) for row in rows], []
     else:
         folder = scratch / "checkpoint" / CACHES
-        cells, lacking = judge_lives(engine, family, folder, report.profile, report.seed, progress)
-    report.mechanisms += rows
+        cells, lacking = judge_lives(engine, family, folder, report.profile, report.seed, progress, rows)
+    report.mechanisms += [one for one in mechanisms([one.name for one in report.mechanisms]) if one.name in rows]
     report.schedules.append(LIVES)
     report.cells += cells
     report.clock["caches_s"] = round(time.monotonic() - began, 2)

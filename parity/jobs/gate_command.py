@@ -8,8 +8,8 @@ from dataclasses import dataclass, replace
 from reference_torch.config import QUANTIZATION_SIMULATIONS
 
 from ..errors import BadInput
-from ..gate.lives import CACHES, OFFERED, SERVED
-from ..gate.probes import SCHEDULES, of_profile
+from ..gate.lives import CACHES, OFFERED, ROWS, SERVED
+from ..gate.probes import SCHEDULES, of_profile, registry
 
 SIMULATIONS = ("auto", *QUANTIZATION_SIMULATIONS)
 DEFAULTS = {"profile": "quick", "seed": 0, "names": "any", "simulation": "auto"}
@@ -75,6 +75,11 @@ class Asked:
         options += ["--strict"] * self.strict + ["--mend-imports"] * (self.mend and not recorded)
         named = [*options, "--", target] if target.startswith("-") else [target, *options]
         return shlex.join(["parity", "gate", *named])
+
+
+def judgeable() -> list[str]:
+    """What --only may name: mechanisms and rows of lives."""
+    return [*registry(), *ROWS]
 
 
 def requirable() -> list[str]:
