@@ -140,8 +140,8 @@ def bench(session: nox.Session) -> None:
         python = folder / ("Scripts" if sys.platform == "win32" else "bin") / "python"
         if not python.exists():
             session.run("python", "-m", "venv", str(folder))
-        # On Linux, mlx alone has no backend.
-        wanted = (release, *(["mlx[cpu]"] if sys.platform == "linux" else []))
+        # Some leave mlx-lm to whoever installs them; on Linux, mlx alone has no backend.
+        wanted = (release, "mlx-lm", *(["mlx[cpu]"] if sys.platform == "linux" else []))
         session.run(str(python), "-m", "pip", "install", "--quiet", *wanted, external=True)
         options += ["--peer", f"{name}={python}"]
     report = Path(session.create_tmp() if "--short" in session.posargs else "docs", "performance")
