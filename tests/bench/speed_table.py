@@ -34,8 +34,8 @@ def tables(rows: list[dict]) -> str:
         for measured in ("decode", "prefill"):
             if some := [one for one in found if (one["dtype"], one["measured"]) == (dtype, measured)]:
                 parts += [f"**{measured.capitalize()}, {dtype}**, tokens a second ({_bytes(measured)})", _table(some)]
-    gone = {(one["port"], one["problem"]) for one in rows if "problem" in one}
-    parts += [f"{port} does not run: {problem}" for port, problem in sorted(gone)]
+    gone = {(one["port"], one["dtype"], one["problem"]) for one in rows if "problem" in one}
+    parts += [f"{port} does not run in {dtype}: {problem}" for port, dtype, problem in sorted(gone)]
     return "\n\n".join(parts)
 
 

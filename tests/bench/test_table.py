@@ -32,7 +32,7 @@ def test_a_ratio_is_to_the_best_peer_with_the_same_blas():
 
 def test_a_port_that_does_not_run_is_named():
     rows = [*figures(ours=1.0), {"port": "other", "dtype": "float32", "problem": "no GPU"}]
-    assert tables(rows).endswith("other does not run: no GPU")
+    assert tables(rows).endswith("other does not run in float32: no GPU")
 
 
 def test_the_page_takes_the_tables_between_its_marks(tmp_path):
