@@ -578,6 +578,22 @@ def test_the_line_of_a_defect_is_named(answer, name):
     assert found.at.text[found.at.line - found.at.first].strip()
 
 
+ALIKE = ("D056", "D050-overlap", "D050-indexer")  # on a probe in which all rows are chosen: everything is seen
+OTHERS = [(name, other) for name in ALIKE for other in ALIKE if other != name]
+
+
+@pytest.mark.parametrize(
+    ("name", "named"), [OTHERS[1], *(pytest.param(*one, marks=pytest.mark.slow) for one in OTHERS if one != OTHERS[1])]
+)
+def test_another_defect_that_gives_the_same_in_the_end_leads_to_no_wrong_line(tmp_path, name, named):
+    """The gate names one of those that no logits tell apart, and it stands elsewhere."""
+    _, engine, family, lines = located(name, "compressor.overlap")
+    asked, *_ = located(named, "compressor.overlap")
+    found = Locator(engine, {asked.cell.mechanism: family}, catalogue(), tmp_path).locate(asked)
+    assert scoring.verdict(found, lines) in (scoring.RIGHT, found.kind)
+    assert found.kind == "line" or name == "D050-indexer"
+
+
 def test_without_its_place_in_the_reference_it_is_between_two_lines(answer, monkeypatch, tmp_path):
     """The output turned on instead of back: nothing but the reference's own form tells the caller from the rotation."""
     assert answer("D010-sign")[0].kind == "line"

@@ -52,6 +52,7 @@ class Finding:
         meant = shown.corrected(meant)
         self.watched, self.meant, self.seen, self.sites = watched, meant, Seen(watched, meant), sites
         self.causes = Causes(right, wrong or [])
+        self.kept = {one.key for one in wrong or []}
         self.masked = Masked(self.seen, shown)
 
     def answer(self) -> Answer:
@@ -72,9 +73,24 @@ class Finding:
         found.instead = cause.instead if cause.key == self.meant[event.value].key else ""
         if found.after == found.at:
             found.after = seen.last_right(first) if found.kind == BETWEEN else None
-        found = self._narrowed(found, first, cause) if found.kind == BETWEEN and self.sites else found
-        found = self._mask(first) or found if found.kind == BETWEEN else found
+        if found.kind == BETWEEN:
+            mask = self._mask(first)
+            if mask is not None and mask.kind == LINE:
+                return mask
+            narrowed = self._narrowed(found, first, cause) if self.sites and not self._elsewhere_right(first) else found
+            found = narrowed if narrowed.kind == LINE else mask or found
         return self._unless_later(found, first, cause) if found.kind == LINE and found.rule != "mask" else found
+
+    def _elsewhere_right(self, before: int) -> bool:
+        """Whether the port computes, in the functions in which the defect stands, what that does not leave right: it
+        goes wrong in another place then, and the defect only gives the same in the end."""
+        functions = {(one.file, one.function) for one in self.sites}
+        lost = {
+            one.key
+            for one in self.causes.right
+            if one.key not in self.kept and any((c.file, c.function) in functions for c, _ in one.where)
+        }
+        return any(self._key(i) in lost for i in range(before) if self.seen.right(self.watched.events[i].value))
 
     def _mask(self, before: int) -> Answer | None:
         """The statement that makes the first mask which only the defective reference has."""
