@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from watched_text import watched
+from watched_text import name_of, watched
 
 import dsv4_mlx
 import reference_torch
@@ -455,12 +455,9 @@ def rotated(tmp_path, text=ROTATES, kind=Narrowing, rule="blank", inner=(), valu
         "e": np.exp(np.cos(x * 3)),
     }
     named = {name: np.sort(one) for name, one in named.items()}
-    # Which of the names: float32 is off by 1e-6 here, and no two of them are nearer than 0.1.
-    key_of = lambda value: next(  # noqa: E731
-        (k for k, one in named.items() if one.shape == value.shape and np.allclose(np.sort(value), one, atol=1e-5)), ""
-    )
     states = {"turned": "wrong", "": "other"}
-    known = [Meant(states.get(key_of(value), "right"), key_of(value)) for value in found.values]
+    keys = [name_of(value, named) for value in found.values]
+    known = [Meant(states.get(key, "right"), key) for key in keys]
     queries, rotate = Called("attention.py", "queries"), Called("rope.py", "rotate")
 
     def operation(key, given, *where):

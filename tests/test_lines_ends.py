@@ -3,7 +3,7 @@ tests/test_lines_ends.py"""
 
 import numpy as np
 import pytest
-from watched_text import watched
+from watched_text import name_of, watched
 
 from parity.lines.answers import Finding
 from parity.lines.causes import Cause
@@ -39,8 +39,8 @@ def chosen(tmp_path, use, called, between="", rule="left out between"):
     found = watched(tmp_path, PORT.format(use=use, between=between))
     x = np.arange(10.0) + 1
     named = {"x": x, "q": x * 2, "more": x * 6, "cosine": np.sort(np.cos(x * 2))}
-    key_of = lambda value: next((k for k, one in named.items() if np.allclose(np.sort(value), one, atol=1e-5)), "")  # noqa: E731
-    known = [Meant("wrong" if key_of(one) == "cosine" else "right", key_of(one)) for one in found.values]
+    keys = [name_of(value, named) for value in found.values]
+    known = [Meant("wrong" if key == "cosine" else "right", key) for key in keys]
     operation = lambda key, given, where: Operation(  # noqa: E731
         "op", named[key], named[key], key, frozenset(given), where=((where, 1),)
     )
@@ -106,9 +106,9 @@ def test_what_is_left_out_before_a_function_that_is_right_elsewhere(tmp_path, ga
         "right": np.cos(normed),
     }
     named = {name: np.sort(one) for name, one in named.items()} | {"normed": normed}
-    key_of = lambda value: next((k for k, one in named.items() if np.allclose(np.sort(value), one, atol=1e-5)), "")  # noqa: E731
     states = {"turned": "wrong", "": "other"}
-    known = [Meant(states.get(key_of(one), "right"), key_of(one)) for one in found.values]
+    keys = [name_of(value, named) for value in found.values]
+    known = [Meant(states.get(key, "right"), key) for key in keys]
     operation = lambda name, key, given: Operation(f"aten.{name}", named[key], named[key], key, frozenset([given]))  # noqa: E731
     made = [operation("mul", "q", "x"), operation("mul", "k", "x"), operation("cos", "k turned", "k")]
     right = [*made, operation("div", "normed", "q"), operation("cos", "right", "normed")]

@@ -111,8 +111,8 @@ def chosen(profile: str, only: Sequence[str]) -> list[Probe]:
     whole model's."""
     if not only:
         return of_profile(profile)
-    probed = {name for name in only if name not in ROWS}
-    wanted = probed.union(*(needed(name) for name in probed), {CHECKPOINT} if len(probed) < len({*only}) else ())
+    wanted = {CHECKPOINT if name in ROWS else name for name in only}
+    wanted = wanted.union(*(needed(name) for name in only if name not in ROWS))
     return [probe for probe in of_profile("exhaustive") if probe.mechanism in wanted]
 
 

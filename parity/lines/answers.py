@@ -77,11 +77,11 @@ class Finding:
             mask = self._mask(first)
             if mask is not None and mask.kind == LINE:
                 return mask
-            narrowed = self._narrowed(found, first, cause) if self.sites and not self._elsewhere_right(first) else found
+            narrowed = self._narrowed(found, first, cause) if self.sites and not self._sites_are_right(first) else found
             found = narrowed if narrowed.kind == LINE else mask or found
-        return self._unless_later(found, first, cause) if found.kind == LINE and found.rule != "mask" else found
+        return self._unless_later(found, first, cause) if found.kind == LINE else found
 
-    def _elsewhere_right(self, before: int) -> bool:
+    def _sites_are_right(self, before: int) -> bool:
         """Whether the port computes, in the functions in which the defect stands, what that does not leave right: it
         goes wrong in another place then, and the defect only gives the same in the end."""
         functions = {(one.file, one.function) for one in self.sites}

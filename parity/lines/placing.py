@@ -10,9 +10,10 @@ from .territory import ALIKE, FEWEST, PART
 
 # Rules after which what is read, or what it hangs on, may itself be wrong: its place then says nothing.
 OPEN = ("unknown", "too small", "condition", "zero", "plain")
-# Rules whose two ends stand in two functions, so that the reference's own form can choose.
+# Rules whose two ends are where a value is made and where it is used although another belongs there.
 LEFT_OUT = ("left out between", "misplaced elsewhere")
-APART = ("left out between", "misplaced elsewhere", "turned", "blank")
+# Rules whose two ends stand in two functions, so that the reference's own form can choose.
+APART = (*LEFT_OUT, "turned", "blank")
 
 
 class Placing(Narrowing):
@@ -113,7 +114,7 @@ class Placing(Narrowing):
         reads = [
             number
             for number, one in enumerate(seen.steps)
-            if one.file == seen.steps[step].file and any(seen.meant[place].key in keys for _, place in one.reads)
+            if one.file == seen.steps[step].file and self._reads(number, keys)
         ]
         return any(not seen.beside(one, step) and self._works(one, called) for one in reads)
 
