@@ -38,7 +38,6 @@ from parity.lines.placing import Placing
 from parity.lines.seen import Seen
 from parity.lines.sites import Site, changes, sites
 from parity.lines.territory import Territory
-from parity.lines.values import Values
 from parity.results import Verdict
 
 PORTS = Path(__file__).parent / "candidates"
@@ -150,6 +149,25 @@ def test_what_a_condition_or_a_loop_did_not_change_is_told(tmp_path):
     assert [(one.absent, one.skipped) for one in old.steps] == [([], []), (["self.x"], []), ([], ["y"])]
 
 
+LISTS = """import mlx.core as mx
+
+def main():
+    found, few = [], []
+    for by in (2.0, 3.0):
+        found.append(mx.arange(10.0) * by)
+        few.append(by)
+    found.reverse()
+    mx.eval(found)
+    return mx.concatenate(found)
+"""
+
+
+def test_what_a_list_is_given_is_kept(tmp_path):
+    found = watched(tmp_path, LISTS)
+    lines = [(found.steps[one.step].line, one.name, float(found.values[one.value][1])) for one in found.events]
+    assert lines == [(6, "found", 2.0), (6, "found", 3.0), (10, "return", 3.0)]
+
+
 def told_of_three_times():
     """An index of three steps, as it was written before `absent` was kept, before `skipped` was, and now."""
     row = ["port.py", 1, 1, "f", 0, [], [], [], []]
@@ -230,71 +248,7 @@ def test_a_port_that_forges_what_its_lines_computed_is_not_seen(tmp_path):
     assert "answered nothing that can be read" in report.lines[0].sentence
 
 
-# --- the reference's values ----------------------------------------------------------------------------------------
-
-
-def values(run, x):
-    """What a run in float64 computes, and what of it other numbers leave as it is."""
-    return Values.of(
-        recorded(lambda: run(x.double())), recorded(lambda: run(x)), recorded(lambda: run(x.double() + 1)), "float32"
-    )
-
-
-def test_a_value_is_found_in_any_layout_and_nowhere_else():
-    x = torch.randn(6, 8, generator=torch.Generator().manual_seed(0))
-    right = values(lambda x: (x * 2) @ torch.eye(8, dtype=x.dtype), x)
-    in_order = lambda value: np.sort(value.double().numpy().ravel())  # noqa: E731
-    found = right.find(in_order((x * 2).T))
-    assert not found.still
-    assert right.find(in_order(x * 2 + 1e-3)) is None
-    assert right.find(in_order(x * 2)[:-1]) is None
-    eye = right.find(in_order(torch.eye(8)))
-    assert eye.still
-
-
-def meant(given, masks=()):
-    """What values of a port are, beside a reference that computes x, 2x and all ones of the same size."""
-    x = torch.randn(30, 20, generator=torch.Generator().manual_seed(0))
-    right = values(lambda x: (x * 2) + torch.ones(30, 20, dtype=x.dtype), x)
-    wrong = values(lambda x: x * 3, x)
-    found = told.Watched([given(x).float().numpy().ravel()], [], [], [], [], {*masks}, False)
-    return meanings(found, right, wrong)[0]
-
-
-def test_what_values_of_a_port_are():
-    state = lambda *given: meant(*given).state  # noqa: E731
-    assert [state(lambda x: x.T * 2), state(lambda x: x * 3), state(lambda x: x * 4)] == ["right", "wrong", "other"]
-    assert meant(lambda x: x * 2).laid
-    assert not meant(lambda x: x.T * 2).laid
-    assert [state(torch.zeros_like), state(torch.ones_like)] == ["right", "right"]
-    assert [state(lambda x: 0 * x + 7), state(lambda x: x / 0)] == ["plain", "plain"]
-    assert state(torch.ones_like, [0]) == "plain"  # a mask that hides nothing
-    assert state(lambda x: (x > 0).float()[:9]) == "weak"
-    assert meant(lambda x: torch.where(x > 0, 0.0, -torch.inf)).mask
-    assert meant(lambda x: torch.where(x > 0, 0.0, -1e9)).mask
-
-
-@pytest.mark.parametrize(
-    ("turn", "state"),
-    [
-        (lambda table: 1 / table, "right"),
-        (lambda table: -table, "right"),
-        (lambda table: torch.cat((torch.full((4,), torch.inf), -1 / table)), "right"),
-        (lambda table: 2 / table, "wrong"),
-        (lambda table: torch.cat((torch.full((4,), torch.inf), 3 * table)), "plain"),
-        (lambda table: 1 / (table + 0.01), "other"),
-    ],
-)
-def test_a_table_that_no_token_changes_is_known_turned(turn, state):
-    """As wavelengths instead of frequencies, infinite ones for channels that are not rotated; a value is not."""
-    table = torch.linspace(0.1, 0.9, 12, dtype=torch.float64)
-    x = torch.randn(30, 12, generator=torch.Generator().manual_seed(0))
-    right = values(lambda x: x.exp() * (table * 1).to(x.dtype), x)
-    wrong = values(lambda x: x * (table * 0.5).to(x.dtype), x)
-    found = told.Watched([turn(table).float().numpy(), 1 / x.exp().numpy()], [], [], [], [], set(), False)
-    one, changing = meanings(found, right, wrong)
-    assert one.state == state
-    assert changing.state == "other"
+# --- what a defect does --------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(

@@ -120,6 +120,39 @@ def test_a_number_before_the_mask_is_the_line_if_it_is_near(tmp_path):
     assert answer(tmp_path, "(at + 1) // 4", "(at + 2) // 4", early)[::2] == (9, "")
 
 
+SET = "mask = mx.arange(6) < mx.full((tokens, 1), 5)"
+
+
+@pytest.mark.parametrize(
+    ("asked", "but"),
+    [
+        ("cache is not None or tokens < 9", ""),  # an array decides it; where it stands does not matter
+        ("tokens > 9", "it hangs on the condition in line 11"),
+    ],
+)
+def test_a_condition_that_only_asks_for_arrays_is_not_to_blame_for_a_mask(tmp_path, asked, but):
+    five = lambda: reference(lambda positions: positions * 0 + 5)  # noqa: E731
+    text = PORT.replace("both(24, 6, None)", "both(24, 6, mx.arange(9))")
+    at, _, said = answer(tmp_path, ROW, f"if {asked}:\n\n\n\n\n        {SET}", five, text)
+    assert (at, said) == (16, but)
+
+
+def test_a_mask_that_counts_as_right_and_is_another_is_not_known(tmp_path):
+    """As one of other rows than the indexer's, as many of them."""
+    found = watched(
+        tmp_path,
+        PORT.replace("behind", "").replace(
+            "return mask\n\ndef main", "mask = mask[:, ::-1]\n    return mask\n\ndef main"
+        ),
+    )
+    right, defective = recorded(reference), recorded(union)
+    known, other = (Values.of(one, one, one, "float32") for one in (right, defective))
+    meant = meanings(found, known, other)
+    last = found.events[-1].value
+    assert meant[last].state == "right"  # by how many ones it has
+    assert Finding(found, meant, right, defective).meant[last].state == "other"
+
+
 EVERYTHING = "mx.ones((tokens, count), dtype=mx.bool_)"
 
 

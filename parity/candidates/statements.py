@@ -98,10 +98,27 @@ def expressions(node: ast.stmt) -> list[ast.expr]:
     ]
 
 
-def read(node: ast.stmt, frame) -> Iterator[tuple[str, object]]:
+def decisive(node: ast.stmt, frame) -> ast.stmt | ast.expr:
+    """Of a condition `a is None and ...` or `a is not None or ...` the part that decides it whatever the others give;
+    else the statement."""
+    test = getattr(node, "test", None)
+    for one in test.values if isinstance(test, ast.BoolOp) else []:
+        if isinstance(one, ast.Compare) and isinstance(one.ops[0], (ast.Is, ast.IsNot)) and is_none(one.comparators):
+            found, value = resolve(one.left, frame)
+            if found and value is not None and isinstance(one.ops[0], ast.IsNot) == isinstance(test.op, ast.Or):
+                return one
+    return node
+
+
+def is_none(compared: list[ast.expr]) -> bool:
+    """Whether something is compared with None alone."""
+    return len(compared) == 1 and isinstance(compared[0], ast.Constant) and compared[0].value is None
+
+
+def read(node: ast.stmt | ast.expr, frame) -> Iterator[tuple[str, object]]:
     """Names, and attributes of names, that a statement reads, with what they are before it runs."""
     seen = set()
-    for top in expressions(node):
+    for top in [node] if isinstance(node, ast.expr) else expressions(node):
         for one in ast.walk(top):
             if isinstance(one, (ast.Name, ast.Attribute)) and isinstance(one.ctx, ast.Load):
                 text = ast.unparse(one)
@@ -113,7 +130,13 @@ def read(node: ast.stmt, frame) -> Iterator[tuple[str, object]]:
 
 
 def changed(node: ast.stmt, frame) -> Iterator[tuple[str, object]]:
-    """What a statement assigns but a name: attributes, and what it writes into."""
+    """What a statement assigns but a name: attributes, and what it writes into; of a call alone, as of a list's
+    `append`, what it is a method of."""
+    called = getattr(getattr(node, "value", None), "func", None) if isinstance(node, ast.Expr) else None
+    if isinstance(called, ast.Attribute):
+        found, value = resolve(called.value, frame)
+        if found:
+            yield ast.unparse(called.value), value
     targets = getattr(node, "targets", None) or [getattr(node, "target", None)]
     for target in targets:
         one = target.value if isinstance(target, ast.Subscript) else target

@@ -127,9 +127,8 @@ def watched(index: dict, flat: np.ndarray) -> Watched:
                 numbers(plain),
                 [*map(str, small)],
                 [*map(int, under)],
-                *(
-                    [*map(str, names)] for names in (*more, [], [], [])[:3]
-                ),  # recordings made before they were kept lack them
+                *([*map(str, names)] for names in (*more, [], [], [])[:3]),  # older recordings lack these
+                [(int(at), [(str(text), str(one)) for text, one in rest]) for at, rest in (more[3:] or [[]])[0]],
             )
             for file, line, end, name, at, seen, plain, small, under, *more in index["steps"]
         ],

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import ast
-import inspect
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -13,9 +12,9 @@ from pathlib import Path
 
 import numpy as np
 
-from .statements import binders, binding, by_line, changed, conditions, header_end, passed, read
+from .arrays import SMALLEST, arguments, copied, is_array, is_value, numbers, numpy_of, parts, plain_ones, size_of
+from .statements import binders, binding, by_line, changed, conditions, decisive, header_end, passed, read
 
-SMALLEST, LARGEST = 8, 200_000  # numbers of a value: fewer prove nothing, more are not compared
 KEPT = ("steps", "calls", "events", "bound")
 MOST = 1 << 26  # numbers in all
 LIBRARIES = ("mlx", "mlx_lm", "mlx_vlm", "transformers", "torch", "numpy")
@@ -27,7 +26,8 @@ class Step:
     values, each with its place; `numbers`: those that are plain numbers, each with what it is; `small`: arrays that are
     too small for values; `under`: the lines of the conditions that it depends on; `absent`: what is None of what it
     reads from objects; `skipped`: what it reads that a condition or a loop before it binds, but did not in this
-    call; `flags`: what it reads that is None or a truth value."""
+    call; `flags`: what it reads that is None or a truth value; `tested`: line by line, of the conditions that it hangs
+    on or by which something was skipped, what they read that is no array; a text with what it says."""
 
     file: str
     line: int
@@ -41,6 +41,7 @@ class Step:
     absent: list[str]
     skipped: list[str] = field(default_factory=list)
     flags: list[str] = field(default_factory=list)
+    tested: list[tuple[int, list[tuple[str, str]]]] = field(default_factory=list)
 
 
 @dataclass
@@ -162,6 +163,7 @@ class _Frame:
         self.flags: list[str] = []
         self.names: set[str] = set()
         self.ran: set[ast.stmt] = set()
+        self.tested: dict[int, list[tuple[str, str]]] = {}  # by the lines of the conditions that were met
         self.call = len(watch.calls)
         given = [value for name, value in frame.f_locals.items() if name in arguments(frame.f_code)]
         values = [part for value in given for part in parts(value)]
@@ -189,7 +191,10 @@ class _Frame:
         self.names = set()
         if statement is not None:
             self.ran.add(statement)
-        for text, value in read(statement, frame) if statement is not None else ():
+        given = [*read(statement, frame)] if statement is not None else []
+        if isinstance(statement, (ast.If, ast.For, ast.While, ast.Match)):
+            self.tested[statement.lineno] = plain_ones([*read(decisive(statement, frame), frame)])
+        for text, value in given:
             self.names.add(text)
             if value is None or isinstance(value, bool):
                 self.flags.append(text)
@@ -237,94 +242,28 @@ class _Frame:
         if self.now is None:
             self.now = len(self.watch.steps)
             span = self.file, self.statement.lineno, header_end(self.statement), self.function
-            under = self.watch.conditions.get(self.statement, [])
-            given = self.reads, self.numbers, self.small, under, self.absent, self._skipped(), self.flags
+            under, skipped = self.watch.conditions.get(self.statement, []), self._skipped()
+            lines = {*under, *(line for by in skipped.values() for line in by)}
+            tested = [(line, self.tested[line]) for line in sorted(lines) if line in self.tested]
+            given = self.reads, self.numbers, self.small, under, self.absent, sorted(skipped), self.flags, tested
             self.watch.steps.append(Step(*span, self.call, *given))
         return self.now
 
-    def _skipped(self) -> list[str]:
-        before = [binding(one) for one in self.watch.passed.get(self.statement, [])]
-        return sorted({text for one in before for text in self.names & {*one} if self.ran.isdisjoint(one[text])})
+    def _skipped(self) -> dict[str, list[int]]:
+        """What the statement reads and a condition or loop before it binds, but did not; the lines of those."""
+        found: dict[str, list[int]] = {}
+        for one in self.watch.passed.get(self.statement, []):
+            by = binding(one)
+            for text in self.names & {*by}:
+                if self.ran.isdisjoint(by[text]) and not self._bound_since(one.end_lineno, text):
+                    found.setdefault(text, []).append(one.lineno)
+        return found
 
-
-# --- values ------------------------------------------------------------------------------------------------------
-
-
-def parts(value) -> list:
-    """A value, or those in a list, a tuple, a dict or an object of plain data, one level down."""
-    if is_value(value):
-        return [value]
-    if isinstance(value, (list, tuple)):
-        return [one for one in value if is_value(one)]
-    if type(value) is dict or hasattr(type(value), "__dataclass_fields__"):
-        inside = value if type(value) is dict else getattr(value, "__dict__", {})
-        return [one for one in inside.values() if is_value(one)]
-    return []
-
-
-def is_value(value) -> bool:
-    """Whether it is an array, or a list of numbers, of a size that can be compared."""
-    if isinstance(value, (list, tuple)):
-        return SMALLEST <= len(value) < LARGEST and all(map(is_number, value))
-    return is_array(value) and SMALLEST <= size_of(value) < LARGEST
-
-
-def is_array(value) -> bool:
-    """Whether it is an array of MLX, torch or NumPy that holds numbers: no class of them, nothing on torch's meta."""
-    if isinstance(value, type) or type(value).__module__.partition(".")[0] not in ("mlx", "torch", "numpy"):
-        return False
-    return hasattr(value, "shape") and not getattr(value, "is_meta", False)
-
-
-def numbers(value) -> list[float]:
-    """A plain number, or those of a sequence, or an array of whole numbers, that is too short for a value."""
-    if is_array(value) and size_of(value) < SMALLEST and "int" in str(value.dtype):
-        value = numpy_of(value).ravel().tolist()
-    given = value if isinstance(value, (list, tuple)) else [value]
-    return [float(one) for one in given if is_number(one)] if len(given) < SMALLEST else []
-
-
-def is_number(value) -> bool:
-    """Whether it is a plain number, and finite."""
-    return isinstance(value, (int, float)) and not isinstance(value, bool) and abs(value) < 1e300
-
-
-def arguments(code) -> set[str]:
-    """The names of what a function is given."""
-    flags = bool(code.co_flags & inspect.CO_VARARGS) + bool(code.co_flags & inspect.CO_VARKEYWORDS)
-    return {*code.co_varnames[: code.co_argcount + code.co_kwonlyargcount + flags]}
-
-
-def numpy_of(value) -> np.ndarray:
-    """A value as float32."""
-    if isinstance(value, (list, tuple, np.ndarray)):
-        return np.asarray(value, np.float32)
-    if type(value).__module__.partition(".")[0] == "torch":
-        return value.detach().cpu().float().numpy()
-    import mlx.core as mx
-
-    return np.array(value.astype(mx.float32))
-
-
-def copied(value):
-    """What stays as it is when the value is written into."""
-    if isinstance(value, (list, tuple, np.ndarray)):
-        return np.array(value)
-    if type(value).__module__.partition(".")[0] == "torch":
-        return value.detach().clone()
-    import mlx.core as mx
-
-    return mx.array(value)
-
-
-def size_of(value) -> int:
-    """How many numbers it holds."""
-    if isinstance(value, (list, tuple)):
-        return len(value)
-    size = 1
-    for side in value.shape:
-        size *= int(side)
-    return size
+    def _bound_since(self, line: int, name: str) -> bool:
+        """Whether a statement that has run binds a name below a line, to something else than what it makes of it."""
+        below = (one for one in self.ran if isinstance(one, ast.Assign) and one.lineno > line)
+        anew = (one for one in below if one is not self.statement and name in binding(one))
+        return any(name not in map(ast.unparse, ast.walk(one.value)) for one in anew)
 
 
 def own_files(file: str) -> Callable[[str], bool]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Set
 from dataclasses import dataclass
 
 from ..candidates.told import Watched
@@ -15,6 +16,7 @@ from .placing import Placing
 from .seen import Seen, same
 from .sites import Site
 
+SAME = ("same inputs", "another operation")  # causes of which all that is read belongs there
 LINE, BETWEEN, UNSEEN = "line", "between", "not seen"
 ELSEWHERE = 2  # other places that a right function is called from: at one alone it may be right by chance
 HELPERS = 2  # calls: further out than that a value is passed through more than helpers
@@ -38,7 +40,7 @@ class Answer:
 
 class Finding:
     """A watched run, what its values are, and the operations of the reference, as it is and with the named defects;
-    without those, `wrong` is None."""
+    without those, `wrong` is None. texts: what the probe's config says in words."""
 
     def __init__(
         self,
@@ -47,10 +49,11 @@ class Finding:
         right: list[Operation],
         wrong: list[Operation] | None,
         sites: list[Site] = (),
+        texts: Set[str] = frozenset(),
     ):
         shown = Shown(watched, right, wrong or [])
         meant = shown.corrected(meant)
-        self.watched, self.meant, self.seen, self.sites = watched, meant, Seen(watched, meant), sites
+        self.watched, self.meant, self.seen, self.sites = watched, meant, Seen(watched, meant, texts), sites
         self.causes = Causes(right, wrong or [])
         self.kept = {one.key for one in wrong or []}
         self.masked = Masked(self.seen, shown)
@@ -67,6 +70,9 @@ class Finding:
         event = events[first]
         cause = self.causes.of(self.meant[event.value].key)
         found = self._not_here(first, event, cause)
+        together = self.seen.together(event) if found and found.rule == "unknown" else []
+        if together:
+            found = self._together(first, event, cause, together) or found
         if found is None:
             found = self._misplaced(first, event, cause) if cause.values else self._otherwise(first, event, cause)
         found.event = first if found.event is None else found.event
@@ -80,6 +86,19 @@ class Finding:
             narrowed = self._narrowed(found, first, cause) if self.sites and not self._sites_are_right(first) else found
             found = narrowed if narrowed.kind == LINE else mask or found
         return self._unless_later(found, first, cause) if found.kind == LINE else found
+
+    def _together(self, first: int, event: Event, cause: Cause, steps: list[int]) -> Answer | None:
+        """The line, where the first wrong value is made in one place of right values."""
+        found = self._misplaced(first, event, cause) if cause.values else self._otherwise(first, event, cause)
+        if found.kind != LINE or found.at != event.step:
+            return None
+        lines = sorted({self.seen.steps[one].line for one in steps} - {self.seen.steps[found.at].line})
+        if lines:
+            found.sentence += (
+                f"; what is read there is made in line {' and '.join(map(str, lines))}, which may be it as well"
+            )
+        found.inputs_right = False
+        return found
 
     def _sites_are_right(self, before: int) -> bool:
         """Whether the port computes, in the functions in which the defect stands, what that does not leave right: it
@@ -107,9 +126,15 @@ class Finding:
         """The line, unless a condition before it has not let through what would change what is read there, or a right
         port may have the wrong value too, and changes it later."""
         step, keys, key = self.seen.steps[found.at], cause.values or cause.inputs, self._key(first)
-        skipped = (text for text, place in step.reads if text in step.skipped and self.meant[place].key in keys)
+        skipped = [text for text, place in step.reads if text in step.skipped and self.meant[place].key in keys]
         made = MADE.format(what=self._what(self.watched.events[first]))
-        if name := next(skipped, None):
+        belongs = cause.how in SAME  # what is read belongs there then
+        if (
+            skipped
+            and not belongs
+            and self.seen.asked(found.at, [line for line, _ in step.tested if line not in step.under])
+        ):
+            name = skipped[0]
             said, after = f"{made}; what would change `{name}` before did not run", self.seen.last_right(first)
             return Answer(BETWEEN, said, "skipped", found.at, after, found.event)
         if self.causes.later(key, cause):
@@ -197,17 +222,25 @@ class Finding:
             return Answer(BETWEEN, said, "turned", stack[0], stack[1])
         if self.meant[event.value].mask:  # of masks only how many ones they have is compared
             return Answer(BETWEEN, f"{made}, as far as a mask can tell", "mask", stack[0], seen.last_right(first))
-        if cause.plain or (cause.how == "another place" and len(stack) > 1 and seen.given(stack[0], cause.inputs)):
+        placed = cause.how == "another place" and seen.given(stack[0], cause.inputs)
+        placed = placed or (cause.how in ("new", "another place") and not self._of_tokens(cause))
+        if cause.plain or (placed and len(stack) > 1):
             outer = stack[1] if len(stack) > 1 else seen.last_right(first)
             return Answer(BETWEEN, f"{made}; look at what it is given too", "given it", stack[0], outer)
         while cause.how in ("new", "another place") and stack:  # perhaps nothing should be done here
-            if seen.steps[stack[0]].under:
-                said = f"{made}; it hangs on the condition in line {seen.steps[stack[0]].under[-1]}"
+            under = seen.steps[stack[0]].under
+            if under and (stack[0] != used[0] or seen.asked(stack[0], under)):
+                said = f"{made}; it hangs on the condition in line {under[-1]}"
                 return Answer(BETWEEN, said, "condition", event.step, stack[0])
             stack = stack[1:] if seen.given(stack[0], cause.inputs) else []
         stack = stack or used
         said = f"all that is read here is right, and {self._what(event)} is what the defect makes of it"
         return Answer(LINE, said, "otherwise", stack[0], inputs_right=True)
+
+    def _of_tokens(self, cause: Cause) -> bool:
+        """Whether the defect's operation is done to what comes of the tokens, not to a table of its own."""
+        live = frozenset(one.key for one in self.meant if one.state == "right" and not one.still)
+        return any(one in live or self.causes.leads(live, one, frozenset()) for one in cause.inputs)
 
     def _number(self, stack: list[int], number: float, made: str) -> Answer:
         """A number that the defect has: where it was chosen."""
@@ -245,8 +278,11 @@ class Finding:
             if maker is not None and seen.near(maker, top[0]) and stack.index(top[0]) <= HELPERS:
                 return Answer(LINE, f"{said}; something is left out", "left out", top[0])
             said = f"{said}, in a function that is right elsewhere"
-            at, after = (use, top[0]) if maker is None else (top[0], maker)
-            return Answer(BETWEEN, said, "misplaced elsewhere", at, after)
+            if maker is not None:
+                return Answer(BETWEEN, said, "misplaced elsewhere", top[0], maker)
+            if seen.hangs(top[0]) or seen.set_elsewhere(top[0]):
+                return Answer(BETWEEN, said, "misplaced elsewhere", use, top[0])
+            return Answer(LINE, f"{said}: it is called here with what is not for it", "called", top[0])
         if there and not seen.given(use, keys):
             return Answer(LINE, f"{said}; what belongs there was made before", "misplaced", stack[0])
         if maker is None and any(seen.given(one, keys) for one in stack):
@@ -261,11 +297,21 @@ class Finding:
                 return Answer(LINE, said, "zero bound", bound[0])
             return Answer(BETWEEN, f"{said}; `{names[0]}` is 0 here", "zero", use, bound[0])
         if maker is None:
+            if told := next(seen.told(use), None):
+                outer = stack[1] if len(stack) > 1 else seen.last_right(first)
+                return Answer(BETWEEN, f"{said}; `{told[0]}`, {told[1]:.6g}, is given", "told", use, outer)
             return Answer(LINE, said, "left out inside", use, inputs_right=True)
         if seen.near(maker, use) and seen.stack(event).index(use) <= HELPERS:
+            if name := seen.one_beside(use):
+                outer = stack[1] if len(stack) > 1 else maker
+                return Answer(BETWEEN, f"{said}; `{name}` is 1 here", "zero", use, outer)
             return Answer(LINE, f"{said}; something is left out", "left out", use)
         said = f"the value made first is right, but where it is used another belongs: {self._what(event)} is what the "
-        return Answer(BETWEEN, f"{said}defect makes of it", "left out between", use, maker)
+        said += "defect makes of it"
+        used = (one for one in seen.used_as(use, keys) if self.causes.leads(keys, one, cause.expected))
+        if next(used, None) and not seen.given(use, keys):
+            return Answer(LINE, f"{said}; other lines use it rightly", "used", use)
+        return Answer(BETWEEN, said, "left out between", use, maker)
 
     def _between(self) -> Answer:
         """The first value that is none of the reference's and that leads to none, and the last right one before it."""

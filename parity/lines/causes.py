@@ -127,6 +127,15 @@ class Causes:
                 todo += [(given, (*way, self.made[one])) for given in self.made[one].inputs]
         return found
 
+    def leads(self, start: frozenset[str], key: str, but: frozenset[str]) -> bool:
+        """Whether a right value is made from some others, a few operations back, and not only by way of third ones."""
+        edge = {key} - but
+        for _ in range(FAR):
+            edge = {given for one in edge if one in self.made for given in self.made[one].inputs} - but
+            if edge & start:
+                return True
+        return False
+
     def near(self, key: str) -> set[str]:
         """What a right value is made from, a few operations back."""
         found, edge = set(), {key}

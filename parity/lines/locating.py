@@ -84,7 +84,8 @@ class Locator:
         meant = meanings(watched, right, defective and defective[0])
         others = [self.known[name] for name in asked.others]
         places = sites(self.known[asked.defect], others) if asked.defect else []
-        answer = Finding(watched, meant, operations, defective and defective[1], places).answer()
+        said = texts(self.families[cell.mechanism].probe.config)
+        answer = Finding(watched, meant, operations, defective and defective[1], places, said).answer()
         self._tell(wrong, answer, watched, operations)
         if watched.full and answer.kind == UNSEEN:
             wrong.sentence += "; its lines computed more than is kept"
@@ -133,6 +134,14 @@ class Locator:
             found = Values.of(exact, run(ids, dtype), run(other, "float64"), dtype, weights)
             self.runs[key] = found, exact
         return self.runs[key]
+
+
+def texts(config: object) -> set[str]:
+    """What a config says in words, at any depth."""
+    if isinstance(config, str):
+        return {config}
+    inside = config.values() if isinstance(config, dict) else config if isinstance(config, (list, tuple)) else ()
+    return {text for one in inside for text in texts(one)}
 
 
 def calls_until(family: Family, cell: Cell) -> tuple[int, ...]:

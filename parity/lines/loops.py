@@ -8,7 +8,7 @@ from collections.abc import Iterator
 
 import numpy as np
 
-from ..candidates.watching import LARGEST
+from ..candidates.arrays import LARGEST
 from .operations import GIVEN, VIEWS, Called, Operation, key_of
 
 

@@ -9,9 +9,10 @@ import numpy as np
 
 from ..candidates.told import Watched
 from ..candidates.watching import Event
-from .matching import HIDDEN, Meant
+from .matching import Meant
 from .operations import Operation
 from .seen import Seen
+from .values import HIDDEN
 
 FEWEST = 32  # tokens x keys: of less many are alike
 
@@ -79,11 +80,13 @@ class Shown:
         return self.states.get(place, "none")
 
     def corrected(self, meant: list[Meant]) -> list[Meant]:
-        """What each value of the run is, but for masks that have as many ones as the defective reference's and are
-        right."""
-        weak = Meant("weak", still=True, mask=True)
-        wrong = lambda place, one: one.state == "wrong" and self.state(place) == "right"  # noqa: E731
-        return [weak if wrong(place, one) else one for place, one in enumerate(meant)]
+        """What each value of the run is, but for masks that have as many ones as one of the reference's and are not
+        that one."""
+        weak, other = (Meant(state, still=True, mask=True) for state in ("weak", "other"))
+        kept = lambda place, one: one.state == self.state(place) or self.state(place) == "none"  # noqa: E731
+        less = lambda place, one: weak if self.state(place) == "right" else other  # noqa: E731
+        counted = ("right", "wrong")
+        return [less(i, one) if one.state in counted and not kept(i, one) else one for i, one in enumerate(meant)]
 
 
 class Masked:
@@ -136,13 +139,10 @@ class Masked:
             return f"`{step.small[0]}`, which is read there, has too few numbers to tell"
         if step.skipped:
             return f"what would change `{step.skipped[0]}` before did not run"
-        if step.under and not self._branch_is_right(at):
+        if seen.decided_elsewhere(at, step.under) and not seen.branch_is_right(at):
             return f"it hangs on the condition in line {step.under[-1]}"
-        for text, number in step.numbers:
-            local = any(seen.steps[one].call == step.call for one in seen.bound(text, number))
-            if "." not in text and not local and number not in self._sides(at):
-                return f"`{text}`, {number:.6g}, is given"
-        return ""
+        told = (one for one in seen.told(at) if one[1] not in self._sides(at))
+        return next((f"`{text}`, {number:.6g}, is given" for text, number in told), "")
 
     def _let_be(self, event: Event) -> str:
         """What would have changed the mask later, on a condition."""
@@ -156,13 +156,6 @@ class Masked:
     def _sound(self, at: int) -> bool:
         """Whether a step reads only what is known."""
         return all(self._known(place) for _, place in self.seen.steps[at].reads) and not self._open(at)
-
-    def _branch_is_right(self, at: int) -> bool:
-        """Whether beside a step, on the same condition, something is right that tokens change."""
-        seen, step = self.seen, self.seen.steps[at]
-        beside = (one for one in seen.events if seen.steps[one.step].call == step.call)
-        right = (one for one in beside if seen.right(one.value) and not seen.meant[one.value].still)
-        return any(seen.steps[one.step].under == step.under for one in right)
 
     def _sides(self, at: int) -> set[float]:
         masks = [self.masks[one.value] for one in self.seen.events if one.step == at and one.value in self.masks]

@@ -6,13 +6,12 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from ..candidates.arrays import SMALLEST
 from ..candidates.told import Watched
-from ..candidates.watching import SMALLEST
-from .values import Known, Values, trivial
+from .values import HIDDEN, Known, Values, seen_of, trivial
 
 FEW = 256  # of a mask so small many have as many ones
 LONGEST = 4096  # numbers of a table that is known when turned
-HIDDEN = -1e8  # what is added to a score to hide its key is below
 
 
 @dataclass(frozen=True)
@@ -34,8 +33,8 @@ def meanings(watched: Watched, right: Values, wrong: Values | None) -> list[Mean
     found = []
     for place, one in enumerate(watched.values):
         value = ordered(one)
-        if value is None and (table := _as_table(one, right, wrong)):
-            found.append(table)
+        if value is None and (known := _as_table(one, right, wrong) or _seen(np.sort(one, axis=None), right, wrong)):
+            found.append(known)
         elif value is None:
             flat = one.ravel()
             same = len(flat) and np.isfinite(flat).all()
@@ -55,7 +54,22 @@ def _meaning(given: np.ndarray, value: np.ndarray, right: Values, wrong: Values 
         if found is not None:
             laid = found.laid is not None and bool(np.abs(given.ravel() - found.laid).max() <= found.limit)
             return Meant(state, found.key, found.still, mask, laid)
-    return _as_table(given, right, wrong) or Meant("other", still=discrete(value), mask=mask)
+    return (
+        _as_table(given, right, wrong) or _seen(value, right, wrong) or Meant("other", still=discrete(value), mask=mask)
+    )
+
+
+def _seen(value: np.ndarray, right: Values, wrong: Values | None) -> Meant | None:
+    """What a sorted value is if it is one of the reference's but for zeros and for what is hidden."""
+    inner = seen_of(value.astype(np.float64))
+    inner = inner[inner != 0]
+    if not SMALLEST <= inner.size < value.size or trivial(inner) or not np.isfinite(inner).all():
+        return None
+    for state, values in (("right", right), ("wrong", wrong)):
+        known = values.bare.find(inner) if values is not None else None
+        if known is not None:
+            return Meant(state, known.key, known.still)
+    return None
 
 
 def _as_table(given: np.ndarray, right: Values, wrong: Values | None) -> Meant | None:

@@ -47,11 +47,29 @@ class Narrowing:
         """A step, unless its function was given what does not belong there and the reference's call makes that itself:
         then the function is only the rest of that call's work, and something may be left out before it."""
         step = self._step(site, called)
-        if step is None or self._meet_within(step):
+        if step is None or self._meet_within(step) or self._handed_on(step) or self._handed_out(step):
             return None
         given = {self.seen.meant[place].key for place in self.seen.call(step).values} & self.between.cause.values
         made = any(one.key in given and any(where is called for where, _ in one.where) for one in self.operations)
         return None if made else step
+
+    def _handed_on(self, step: int) -> bool:
+        """Whether a function that the step calls is given what does not belong where it is used: it may be left out in
+        that as well."""
+        below = range(self.stack.index(step) if step in self.stack else 0)
+        given = (level for level in below if self.seen.given(self.stack[level], self.between.cause.values))
+        return any(not self.seen.elsewhere(self.stack[level:], 1) for level in given)
+
+    def _handed_out(self, step: int) -> bool:
+        """Whether a function that the step calls gives what does not belong there, and may have left it out."""
+        seen, keys = self.seen, self.between.cause.values
+        made = next((one for one in seen.events[: self.between.first] if seen.meant[one.value].key in keys), None)
+        if made is None:
+            return False
+        stack = seen.stack(made)
+        while len(stack) > 1 and seen.sound(stack[0]):
+            stack = stack[1:]
+        return step in stack[1:]
 
     def _meet_within(self, step: int) -> bool:
         """Whether what does not belong there is made and used in one function that the step calls: it may be left out

@@ -18,7 +18,7 @@ from torch.utils.weak import WeakIdKeyDictionary
 
 import reference_torch
 
-from ..candidates.watching import LARGEST, SMALLEST
+from ..candidates.arrays import LARGEST, SMALLEST
 
 GIVEN = "given"
 OWN = str(Path(reference_torch.__file__).parent)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator, Set
+
 from ..candidates.told import Watched
 from ..candidates.watching import Call, Event, Step
 from .matching import Meant
@@ -12,7 +14,8 @@ NEAR = 3  # lines apart, two statements of a function are one place
 class Seen:
     """A watched run and what its values are. Steps and events are their places in it."""
 
-    def __init__(self, watched: Watched, meant: list[Meant]):
+    def __init__(self, watched: Watched, meant: list[Meant], texts: Set[str] = frozenset()):
+        self.texts = texts  # what the port was told in words
         self.steps, self.events, self.watched, self.meant = watched.steps, watched.events, watched, meant
         self.made = {event.value for event in self.events}
         self.readers: dict[str, list[int]] = {}  # events by the keys of what their step reads
@@ -54,6 +57,18 @@ class Seen:
         (here, *by) = self.chain(stack)
         return len(self.ways.get(here, set()) - {tuple(by)}) >= least
 
+    def asked(self, step: int, lines: list[int]) -> bool:
+        """Whether the conditions in some lines may be decided elsewhere, by what they read, or, unless the config's own
+        words decide them, stand too far from the step to be one place with it."""
+        tested = dict(self.steps[step].tested)
+        far = (line for line in lines if line < self.steps[step].line - NEAR and not tested.get(line))
+        return not lines or self.decided_elsewhere(step, lines) or next(far, None) is not None
+
+    def decided_elsewhere(self, step: int, lines: list[int]) -> bool:
+        """Whether conditions read more than arrays and the config's own words, or did not run."""
+        tested = {line: {text for _, text in read} for line, read in self.steps[step].tested}
+        return any(line not in tested or not tested[line] <= self.texts for line in lines)
+
     def sound(self, step: int) -> bool:
         """Whether a statement gives in another call what is right and is used rightly."""
         here: Step = self.steps[step]
@@ -65,9 +80,23 @@ class Seen:
                     return True
         return False
 
+    def used_as(self, step: int, keys: frozenset[str]) -> Iterator[str]:
+        """The right values that other statements of a step's call make of what it reads of these values."""
+        here = self.steps[step]
+        for key in {self.meant[place].key for _, place in here.reads} & keys:
+            for index in self.readers[key]:
+                other = self.steps[self.events[index].step]
+                if other.call == here.call and self._well_used(key, index):
+                    yield self.meant[self.events[index].value].key
+
     def _well_used(self, key: str, reader: int) -> bool:
         given = self.events[reader].value
         return self.right(given) and not self.meant[given].still and self.meant[given].key != key
+
+    def one_beside(self, step: int) -> str:
+        """What the function was given and is 1 in a statement near a step: multiplied, it leaves a value as it was."""
+        beside = (i for i, one in enumerate(self.steps) if one.call == self.steps[step].call and self.near(i, step))
+        return next((text for one in beside for text, number in self.told(one) if number == 1), "")
 
     def number_used(self, step: int, number: float) -> bool:
         """Whether another statement reads this number and gives what is right."""
@@ -142,6 +171,56 @@ class Seen:
         inner = (one for one in self.events[:index] if event.step in one.callers)
         unknown = (one for one in inner if self.meant[one.value].state == "other" and not self.meant[one.value].still)
         return next((f"what {self.steps[one.step].function} gives" for one in unknown), None)
+
+    def told(self, step: int) -> Iterator[tuple[str, float]]:
+        """The plain numbers that a step reads and its function was given."""
+        call, given = self.steps[step].call, self.call(step).numbers
+        for text, number in self.steps[step].numbers:
+            local = any(self.steps[one].call == call for one in self.bound(text, number))
+            if "." not in text and not local and any(same(one, number) for one in given):
+                yield text, number
+
+    def together(self, event: Event) -> list[int]:
+        """An event's step and those that made, of right values alone, what it reads and the reference does not know,
+        where all of them are one place: then the mistake is there. Else nothing."""
+        found, todo = [], [event.step]
+        while todo:
+            step = todo.pop()
+            if not self.near(step, event.step) or self.hangs(step):
+                return []
+            found.append(step)
+            for _, place in self.steps[step].reads:
+                state = self.meant[place].state
+                if place == event.value or state == "right":
+                    continue
+                made = [one.step for one in self.events if one.value == place and one.step <= step]
+                if state != "other" or not made:
+                    return []
+                todo += [one for one in made if one not in found and one not in todo]
+        return [] if any(self._unknown_inside(one) for one in found) else found
+
+    def _unknown_inside(self, step: int) -> bool:
+        """Whether a function that a step calls gives what the reference does not know."""
+        inner = (self.meant[one.value] for one in self.events if step in one.callers)
+        return any(one.state == "other" and not one.still for one in inner)
+
+    def hangs(self, step: int) -> bool:
+        """Whether a step depends on more than the values that it reads."""
+        one = self.steps[step]
+        branch = one.under and self.asked(step, one.under) and not self.branch_is_right(step)
+        return bool(branch or one.flags or one.small or one.skipped or [*self.told(step)])
+
+    def set_elsewhere(self, step: int) -> bool:
+        """Whether a step reads a plain number from an object that a statement has not given it by itself."""
+        numbers = (one for one in self.steps[step].numbers if "." in one[0])
+        return any(not any(self.constant(by, text) for by in self.bound(text, one)) for text, one in numbers)
+
+    def branch_is_right(self, at: int) -> bool:
+        """Whether beside a step, on the same condition, something is right that tokens change."""
+        step = self.steps[at]
+        beside = (one for one in self.events if self.steps[one.step].call == step.call)
+        right = (one for one in beside if self.right(one.value) and not self.meant[one.value].still)
+        return any(self.steps[one.step].under == step.under for one in right)
 
     def blank(self, event: Event) -> tuple[str, int] | None:
         """What an event's step reads, made in the run, and is the same everywhere, as a mask that hides nothing."""

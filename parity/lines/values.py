@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 from bisect import bisect_left, bisect_right
-from collections.abc import Iterable, Iterator
-from dataclasses import dataclass, field
+from collections.abc import Iterable, Iterator, Set
+from dataclasses import dataclass, field, replace
+from functools import cached_property
 
 import numpy as np
 import torch
@@ -13,6 +14,7 @@ from torch import Tensor
 from ..judging.tolerance import RULES, spacing
 from .operations import Operation, fits, in_order
 
+HIDDEN = -1e8  # what is added to a score to hide its key is below
 SAME = 1e-3  # of its size: further apart in two types a value is another one, or drowned in rounding
 SLACK = 2.0  # one run in another type shows the noise of a value once; another program's may be as much again
 
@@ -48,7 +50,8 @@ class Values:
 
     known: dict[int, list[Known]] = field(default_factory=dict)
     near: dict[int, Near] = field(default_factory=dict)
-    plain: set[tuple[int, float]] = field(default_factory=set)
+    plain: Set[tuple[int, float]] = frozenset()
+    masked: list[Known] = field(default_factory=list)  # what is seen of those of which something is hidden
 
     @classmethod
     def of(
@@ -61,11 +64,11 @@ class Values:
     ) -> Values:
         """A run in float64, in the probe's type, and with other token ids; a value is found in each by itself, as they
         need not do the same operations. weights: of the checkpoint, known without having been used."""
-        seen, elsewhere, found = set(), {one.key for one in other}, []
+        seen, elsewhere, found, masked = set(), {one.key for one in other}, [], []
         beside = {size: Near(values) for size, values in _by_size(rounded).items()}
         for one in exact:
-            value = one.value
-            if one.key in seen or one.plain or not np.isfinite(value).all():
+            value = seen_of(one.value)
+            if one.key in seen or one.plain or not len(value) or trivial(value) or not np.isfinite(value).all():
                 continue
             seen.add(one.key)
             peak = max(abs(value[0]), abs(value[-1]))
@@ -73,15 +76,23 @@ class Values:
             noise = min((np.abs(less.values[i] - value).max() for i in less.to(value, SAME * peak)), default=np.inf)
             if noise <= SAME * peak:
                 limit = RULES[dtype].maximum * SLACK * max(noise, spacing(getattr(torch, dtype), peak))
-                found.append(Known(value, one.key, limit, one.key in elsewhere, one.laid))
+                whole = len(value) == len(one.value)
+                known = Known(value, one.key, limit, one.key in elsewhere, one.laid if whole else None)
+                (found if whole else masked).append(known)
         for value, key in map(in_order, filter(fits, weights)):
             if value[0] != value[-1] and np.isfinite(value).all():
                 found.append(Known(value, key, 0.0, True))
+        values = cls.among(found, {(len(one.value), float(one.value[0])) for one in exact if one.plain})
+        values.masked = masked
+        return values
+
+    @classmethod
+    def among(cls, found: Iterable[Known], plain: Set[tuple[int, float]] = frozenset()) -> Values:
+        """By size and their smallest numbers."""
         known: dict[int, list[Known]] = {}
         for one in sorted(found, key=lambda one: one.value[0]):
             known.setdefault(len(one.value), []).append(one)
-        near = {size: Near(one.value for one in ones) for size, ones in known.items()}
-        return cls(known, near, {(len(one.value), float(one.value[0])) for one in exact if one.plain})
+        return cls(known, {size: Near(one.value for one in ones) for size, ones in known.items()}, plain)
 
     def find(self, value: np.ndarray) -> Known | None:
         """The one that a sorted value is; first one that tokens change."""
@@ -91,16 +102,29 @@ class Values:
         found = [one for one in near if np.abs(one.value - value).max() <= one.limit]
         return min(found, key=lambda one: one.still, default=None)
 
+    @cached_property
+    def bare(self) -> Values:
+        """The same without their zeros, for ports keep rows that are not in use, and add one for a sink; and what is
+        seen of scores of which some are hidden."""
+        known = [*self.masked, *(one for ones in self.known.values() for one in ones)]
+        stripped = (replace(one, value=one.value[one.value != 0]) for one in known)
+        return Values.among([one for one in stripped if len(one.value) and not trivial(one.value)])
+
 
 NOTHING = Near(())
 
 
 def _by_size(operations: list[Operation]) -> dict[int, list[np.ndarray]]:
     found: dict[int, list[np.ndarray]] = {}
-    for one in {one.key: one.value for one in operations}.values():
-        if np.isfinite(one).all():
+    for one in {one.key: seen_of(one.value) for one in operations}.values():
+        if len(one) and np.isfinite(one).all():
             found.setdefault(len(one), []).append(one)
     return found
+
+
+def seen_of(value: np.ndarray) -> np.ndarray:
+    """Sorted numbers without those that stand for what is hidden; a mask alone is left as it is."""
+    return value[np.searchsorted(value, HIDDEN) :] if value[0] < HIDDEN and value[-1] != 0 else value
 
 
 def trivial(value: np.ndarray) -> bool:
