@@ -235,3 +235,17 @@ def test_what_other_lines_use_as_it_is_is_left_out_where_it_is_used(tmp_path, us
     assert answer.kind == kind
     if kind == "line":
         assert (answer.rule, found.steps[answer.at].line) == ("used", 6)
+
+
+@pytest.mark.parametrize(("work", "line"), [("make", None), ("attention", 4)])
+def test_what_is_right_in_the_references_work_is_no_line_if_what_is_wrong_is_made_elsewhere(tmp_path, work, line):
+    """As experts' choices that are right and are not used."""
+    looked = narrowed(tmp_path)
+    calls = {one.call for one in looked.seen.steps if one.function == work}
+    looked.territory.calls = lambda *_: calls
+    looked.territory.reference[QUERIES] = {"x", "q", "more"}
+    looked._adjacent, looked._made = lambda called: False, lambda site, called: {"q"}
+    makes = next(i for i, one in enumerate(looked.seen.steps) if one.line == 4)
+    looked._deepest = lambda *_: makes
+    step = looked._step(looked.sites[0], QUERIES)
+    assert (step if step is None else looked.seen.steps[step].line) == line

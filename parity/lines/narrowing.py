@@ -117,8 +117,9 @@ class Narrowing:
         for step in inside.values():
             if not any(seen.near(step, one) for one in apart):
                 apart.append(step)
-        if apart:
-            return apart[0] if len(apart) == 1 and between.rule not in ("too small", "plain") else None
+        if apart:  # of which nothing is wrong yet: what becomes wrong must be made in the same work
+            here = len(apart) == 1 and between.rule not in ("too small", "plain") and self._in(self.stack, calls)
+            return apart[0] if here else None
         return self._reader(calls, called)
 
     def _made(self, site: Site, called: Called) -> set[str]:
