@@ -108,7 +108,7 @@ def _lines(report, place: tuple[str, str]) -> list[str]:
     found = []
     for one in report.lines:
         after = [f"after {where(one.after.file, one.after.line)}"] if one.kind == "between" and one.after else []
-        at = [f"at {where(one.at.file, one.at.line)}"] if one.at else []
+        at = [f"{'likely ' * (one.kind == 'likely')}at {where(one.at.file, one.at.line)}"] if one.at else []
         if (one.mechanism, one.schedule) == place:
             found.append(": ".join(filter(None, [", ".join([*after, *at]), one.sentence])))
     return found

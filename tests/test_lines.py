@@ -28,7 +28,7 @@ from parity.jobs.gate import judge
 from parity.jobs.gate_command import Asked
 from parity.jobs.score import Patched
 from parity.lines import locating, scoring
-from parity.lines.answers import Answer, Finding
+from parity.lines.answers import LIKELY, Answer, Finding
 from parity.lines.causes import Cause, Causes
 from parity.lines.locating import Locator, findings
 from parity.lines.matching import Meant, meanings
@@ -519,13 +519,14 @@ LONG = ("D026", "D017", "D009-scores", "D008", "D060-queries", "D076-up", "D019-
 SLOW = [pytest.param(name, marks=pytest.mark.slow) for name in LONG]
 
 
+BY_PLACE = (*PLACED, "D010-sign", "D060-queries", "D076-up", "D017")  # likely: values alone leave these between two
 FAST = ("D016", "D028-dropped", "D010-sign", "D076-routed", *PLACED)
 
 
 @pytest.mark.parametrize("name", [*FAST, *SLOW])
 def test_the_line_of_a_defect_is_named(answer, name):
     found, lines = answer(name)
-    assert scoring.verdict(found, lines) == scoring.RIGHT
+    assert scoring.verdict(found, lines) == (LIKELY if name in BY_PLACE else scoring.RIGHT)
     assert found.at.text[found.at.line - found.at.first].strip()
 
 
@@ -542,12 +543,12 @@ def test_another_defect_that_gives_the_same_in_the_end_leads_to_no_wrong_line(tm
     asked, *_ = located(named, "compressor.overlap")
     found = Locator(engine, {asked.cell.mechanism: family}, catalogue(), tmp_path).locate(asked)
     assert scoring.verdict(found, lines) in (scoring.RIGHT, found.kind)
-    assert found.kind == "line" or name == "D050-indexer"
+    assert found.kind in ("line", "likely") or name == "D050-indexer"
 
 
 def test_without_its_place_in_the_reference_it_is_between_two_lines(answer, monkeypatch, tmp_path):
     """The output turned on instead of back: nothing but the reference's own form tells the caller from the rotation."""
-    assert answer("D010-sign")[0].kind == "line"
+    assert answer("D010-sign")[0].kind == "likely"
     monkeypatch.setattr(locating, "sites", lambda *given: [])
     asked, engine, family, _ = located("D010-sign")
     found = Locator(engine, {asked.cell.mechanism: family}, catalogue(), tmp_path).locate(asked)
@@ -642,6 +643,9 @@ def test_another_line_is_called_wrong(answer):
     other = scoring.changed(catalogue()["D028-dropped"], Path(dsv4_mlx.__file__).parent)
     assert scoring.verdict(found, lines) == scoring.RIGHT
     assert scoring.verdict(found, other) == scoring.WRONG
+    likely = dataclasses.replace(found, kind=LIKELY)
+    assert scoring.verdict(likely, lines) == LIKELY
+    assert scoring.verdict(likely, other) == scoring.WRONG
 
 
 def test_a_right_port_has_no_wrong_value(tmp_path):
@@ -669,7 +673,7 @@ def test_no_line_is_blamed_wrongly(answer, part):
         found, lines = answer(one.id)
         kinds.setdefault(scoring.verdict(found, lines), []).append(one.id)
     assert scoring.WRONG not in kinds, kinds[scoring.WRONG]
-    assert len(kinds[scoring.RIGHT]) >= 12
+    assert min(len(kinds[scoring.RIGHT]), len(kinds[LIKELY])) >= 6
 
 
 # --- somebody else's ports -----------------------------------------------------------------------------------------

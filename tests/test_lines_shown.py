@@ -32,13 +32,18 @@ from parity.results import Verdict, plain
 
 FILE = "mlx_lm/models/deepseek_v4.py"
 LINE, BETWEEN, UNSEEN = examples.wrong_lines()
+LIKELY = replace(
+    LINE, kind="likely", sentence="likely here: this does what `post` does in the reference", inputs_right=False
+)
 CODE = {  # what every listing holds, marked or not
     "line": ["> 101 |         y = mx.einsum(", "  103 |         return y + post[..., None] * x"],
+    "likely": ["> 101 |         y = mx.einsum("],
     "between": ["> 211 |     scores = q @ k.swapaxes(-1, -2)", "> 215 |     return mx.softmax(scores) @ v"],
     "not seen": [],
 }
 PLACES = {
     "line": [f"{FILE}:101 in HyperConnection.post"],
+    "likely": [f"likely {FILE}:101 in HyperConnection.post"],
     "between": [f"after {FILE}:211 in Attention.core", f"at {FILE}:215 in Attention.core"],
     "not seen": [],
 }
@@ -59,7 +64,7 @@ def with_lines(*lines):
     return json.loads(json.dumps(report_of(*lines).to_dict()))
 
 
-@pytest.fixture(params=[LINE, BETWEEN, UNSEEN], ids=lambda one: one.kind)
+@pytest.fixture(params=[LINE, LIKELY, BETWEEN, UNSEEN], ids=lambda one: one.kind)
 def one(request):
     """An answer of each kind."""
     return request.param
@@ -99,6 +104,9 @@ def test_a_place_below_the_current_folder_is_named_from_there(tmp_path, monkeypa
     assert where("models/v4.py", 7) == "models/v4.py:7"
 
 
+MIXING = ["101</b>         y = mx.einsum(", '102</b>             "btji,btjd->btid", comb, streams[:self.n:])']
+
+
 def test_page(one):
     page = html.page(with_lines(one))
     text = " ".join(escapes.unescape(re.sub("<[^>]*>", "", page)).split())
@@ -110,16 +118,14 @@ def test_page(one):
     assert (
         own
         == {
-            "line": [
-                "101</b>         y = mx.einsum(",
-                '102</b>             "btji,btjd->btid", comb, streams[:self.n:])',
-            ],
+            "line": MIXING,
+            "likely": MIXING,
             "between": ["211</b>     scores = q @ k.swapaxes(-1, -2)", "215</b>     return mx.softmax(scores) @ v"],
             "not seen": [],
         }[one.kind]
     )
     assert page.count('<pre class="source right">') == (one.kind == "between")
-    assert ("<dt>expected y</dt><dd><code>-1.5, 0.25, 2</code></dd>" in page) is (one.kind == "line")
+    assert ("<dt>expected y</dt><dd><code>-1.5, 0.25, 2</code></dd>" in page) is bool(one.expected)
     assert page.index("In its own code") < page.index("First deviation")
 
 
@@ -130,7 +136,7 @@ def test_markdown(one):
         assert any(line in listing.split("\n") for listing in listings)
     for said in (*PLACES[one.kind], one.sentence):
         assert markdown.text(said) in text
-    assert ("expected y: \\-1.5, 0.25, 2  \ngot y" in text) is (one.kind == "line")
+    assert ("expected y: \\-1.5, 0.25, 2  \ngot y" in text) is bool(one.expected)
 
 
 def test_junit(one):
@@ -150,6 +156,7 @@ def test_plugin(one):
         said
         == {
             "line": f"at {FILE}:101: {LINE.sentence}",
+            "likely": f"likely at {FILE}:101: {LIKELY.sentence}",
             "between": f"after {FILE}:211, at {FILE}:215: {BETWEEN.sentence}",
             "not seen": UNSEEN.sentence,
         }[one.kind]
@@ -206,6 +213,9 @@ def test_sarif_takes_the_answer_that_says_most():
     other = WrongLine("between", "hc.post", "decode", "said", ["D016"], at=Place(FILE, 9, 9, "f", 9, ["x"]))
     assert place_of(results_of(with_lines(other, LINE))["D016"])["region"]["startLine"] == 101
     assert place_of(results_of(with_lines(UNSEEN, other))["D016"])["region"]["startLine"] == 9
+    likely = replace(LIKELY, at=replace(LINE.at, line=100))
+    assert place_of(results_of(with_lines(other, likely))["D016"])["region"]["startLine"] == 100
+    assert place_of(results_of(with_lines(likely, LINE))["D016"])["region"]["startLine"] == 101
 
 
 def test_sarif_of_what_no_defect_explains_takes_no_line_that_is_about_one():
@@ -357,7 +367,8 @@ def test_script_is_given_what_names_a_statement():
     cell = Cell("hc.post", "decode", Verdict.DIVERGES)
     between = WrongLine("between", "hc.post", "decode", "", at=LINE.at, gives="y")
     unseen = WrongLine("not seen", "hc.post", "decode", "")
-    assert bundle.wrong_line([unseen, between, LINE, BETWEEN], cell) is LINE
+    assert bundle.wrong_line([unseen, between, LIKELY, LINE, BETWEEN], cell) is LINE
+    assert bundle.wrong_line([unseen, between, LIKELY], cell) is LIKELY
     assert bundle.wrong_line([unseen, between, BETWEEN], cell) is between
     assert bundle.wrong_line([unseen, BETWEEN], cell) is None
     assert bundle.wrong_line([WrongLine("line", "hc.post", "decode", "", at=LINE.at)], cell) is None  # gives nothing

@@ -22,7 +22,7 @@ from ..lives.script import HELPERS, IMPORTS
 from ..results import Verdict, plain
 from .families import Family
 from .matrix import Engine, ends_of, judge
-from .results import Candidate, Cell, WrongLine
+from .results import KINDS_OF_LINE, Candidate, Cell, WrongLine
 
 LOADING = {
     "dsv4_mlx": "import dsv4_mlx\nmodel = dsv4_mlx.load(here / 'checkpoint')",
@@ -242,10 +242,10 @@ def _first(calls: tuple[int, ...], tokens: int) -> tuple[int, ...]:
 
 
 def wrong_line(lines: Iterable[WrongLine], cell: Cell) -> WrongLine | None:
-    """Of a report's answers the one on this cell's mechanism that says most: a line, then between two; this schedule
-    first. None where there is neither."""
+    """Of a report's answers the one on this cell's mechanism that says most: a line, a likely one, between two; this
+    schedule first. None where there is none of them."""
     found = [one for one in lines if one.mechanism == cell.mechanism and _watched(one)]
-    return min(found, key=lambda one: (one.kind != "line", one.schedule != cell.schedule), default=None)
+    return min(found, key=lambda one: (KINDS_OF_LINE.index(one.kind), one.schedule != cell.schedule), default=None)
 
 
 def _watched(wrong: WrongLine | None) -> dict | None:

@@ -34,9 +34,8 @@ from ..errors import BadInput
 from .lives import ROWS
 from .probes import PROFILES, registry
 from .recording import ARRAYS, NAMES, SCHEMA, checkpoint_hash, hash_of, question, question_of
-from .results import Place, WrongLine
+from .results import KINDS_OF_LINE, Place, WrongLine
 
-KINDS_OF_LINE = ("line", "between", "not seen")
 LARGEST = 1 << 32  # bytes of arrays
 LARGEST_MANIFEST = 1 << 28
 LONGEST = 100_000  # characters of a text; a candidate's message has 300

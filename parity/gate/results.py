@@ -169,11 +169,15 @@ def where(file: str, line: int) -> str:
         return f"{file}:{line}"
 
 
+KINDS_OF_LINE = ("line", "likely", "between", "not seen")  # the one that says most first
+
+
 @dataclass
 class WrongLine:
     """Where in the candidate's own code a red mechanism goes wrong.
 
-    kind: "line" (the statement `at` gives what the named defects make of right values), "between" (one of `after` and
+    kind: "line" (the statement `at` gives what the named defects make of right values), "likely" (it does what the
+    reference does where the defect stands, but values alone leave it between two), "between" (one of `after` and
     `at` may be wrong, or what runs between them), or "not seen"; the sentence says why. defects: what it is about;
     empty where none is named. gives: what `at` binds. inputs_right: whether every value that `at` reads is the
     reference's, the strongest form. expected, got: a few numbers of that value, in order of size, where both are known.

@@ -33,7 +33,7 @@ from ..gate.filling import reference
 from ..gate.matrix import Matrix, judge_probe
 from ..gate.probes import of_profile, registry
 from ..gate.results import Diagnosis
-from ..lines.answers import BETWEEN, UNSEEN
+from ..lines.answers import BETWEEN, LIKELY, UNSEEN
 from ..lines.locating import Locator, findings
 from ..lines.scoring import RIGHT, WRONG, changed, verdict
 from ..results import Verdict
@@ -101,7 +101,7 @@ class Score:
         return sum(r.killed for r in self.judged), sum(r.blamed_rightly for r in self.judged)
 
     def _lines(self) -> dict[str, int]:
-        return {kind: sum(r.line == kind for r in self.judged) for kind in (RIGHT, BETWEEN, UNSEEN, WRONG)}
+        return {kind: sum(r.line == kind for r in self.judged) for kind in (RIGHT, LIKELY, BETWEEN, UNSEEN, WRONG)}
 
     def summary(self) -> str:
         killed, blamed = self._counts()

@@ -17,7 +17,7 @@ from .seen import Seen, same
 from .sites import Site
 
 SAME = ("same inputs", "another operation")  # causes of which all that is read belongs there
-LINE, BETWEEN, UNSEEN = "line", "between", "not seen"
+LINE, LIKELY, BETWEEN, UNSEEN = "line", "likely", "between", "not seen"
 ELSEWHERE = 2  # other places that a right function is called from: at one alone it may be right by chance
 HELPERS = 2  # calls: further out than that a value is passed through more than helpers
 MADE = "{what} is the first value that is what the defect makes of it"
@@ -25,8 +25,8 @@ MADE = "{what} is the first value that is what the defect makes of it"
 
 @dataclass
 class Answer:
-    """kind: LINE, BETWEEN (`after` is a step too) or UNSEEN. `at`, `after` and `event` are places in a `Watched`;
-    instead: the key of the value that belongs in the place of the event's; rule: which one gave the answer."""
+    """kind: LINE, LIKELY, BETWEEN (`after` is a step too) or UNSEEN. `at`, `after` and `event` are places in what was
+    watched; instead: the key of the value that belongs in the place of the event's; rule: which one gave the answer."""
 
     kind: str
     sentence: str
@@ -84,8 +84,8 @@ class Finding:
             if mask is not None and mask.kind == LINE:
                 return mask
             narrowed = self._narrowed(found, first, cause) if self.sites and not self._sites_are_right(first) else found
-            found = narrowed if narrowed.kind == LINE else mask or found
-        return self._unless_later(found, first, cause) if found.kind == LINE else found
+            found = narrowed if narrowed.kind == LIKELY else mask or found
+        return self._unless_later(found, first, cause) if found.kind in (LINE, LIKELY) else found
 
     def _together(self, first: int, event: Event, cause: Cause, steps: list[int]) -> Answer | None:
         """The line, where the first wrong value is made in one place of right values."""
@@ -152,7 +152,8 @@ class Finding:
         return self.meant[self.watched.events[event].value].key
 
     def _narrowed(self, found: Answer, first: int, cause: Cause) -> Answer:
-        """The line, where it can be told from what the reference does in the place of the defect."""
+        """The likely line, where it can be told from what the reference does in the place of the defect: ports may do
+        that in another function, and what of it is left out there then is not told by values."""
         origin = self.causes.origin(self.meant[self.watched.events[first].value].key)
         between = Between(found.at, found.after, found.rule, first, cause, origin)
         kept = [one for one in self.sites if not one.inserted]
@@ -161,9 +162,10 @@ class Finding:
         if told is None:
             return found
         step, site = told
-        said = f"this does what `{site.function}` does in the reference, and there the defect stands ({site.file}); "
+        said = f"likely here: this does what `{site.function}` does in the reference, and there the defect stands "
+        said += f"({site.file}); "
         said += MADE.format(what=self._what(self.watched.events[first]))
-        return Answer(LINE, said, f"its place, {found.rule}", step, event=found.event, instead=found.instead)
+        return Answer(LIKELY, said, f"its place, {found.rule}", step, event=found.event, instead=found.instead)
 
     def _not_here(self, first: int, event: Event, cause: Cause) -> Answer | None:
         """Where the step only passes on what is wrong, or nobody sees what it reads."""

@@ -7,7 +7,7 @@ from pathlib import Path
 from ..gate.defects import Defect
 from ..gate.defects.patching import edited
 from ..gate.results import Place, WrongLine
-from .answers import LINE
+from .answers import LIKELY, LINE
 from .seen import NEAR
 from .sites import changes
 
@@ -25,11 +25,13 @@ def changed(defect: Defect, folder: Path) -> dict[str, list[tuple[int, int]]]:
 
 
 def verdict(wrong: WrongLine, lines: dict[str, list[tuple[int, int]]]) -> str:
-    """right: it calls a statement the line that is changed or at most NEAR lines away; wrong: it calls another one so.
-    Else the answer's own kind, which claims less."""
-    if wrong.kind != LINE or wrong.at is None:
+    """right: it calls a statement the line that is changed or at most NEAR lines away; likely: it calls one likely the
+    line that is; wrong: it calls another one either. Else the answer's own kind, which claims less."""
+    if wrong.kind not in (LINE, LIKELY) or wrong.at is None:
         return wrong.kind
-    return RIGHT if names(wrong.at, lines) else WRONG
+    if not names(wrong.at, lines):
+        return WRONG
+    return RIGHT if wrong.kind == LINE else LIKELY
 
 
 def names(place: Place, lines: dict[str, list[tuple[int, int]]]) -> bool:

@@ -6,6 +6,7 @@ import hashlib
 from pathlib import Path
 from typing import NamedTuple
 
+from ..gate.results import KINDS_OF_LINE
 from . import view
 
 SCHEMA = "https://json.schemastore.org/sarif-2.1.0.json"
@@ -112,8 +113,8 @@ def _level(gap: dict) -> str:
 
 
 def _nearest(lines: list[dict]) -> dict | None:
-    """The answer that says most: a line, then between two, then none."""
-    return min(lines, key=lambda one: ("line", "between", "not seen").index(one["kind"]), default=None)
+    """The answer that says most: a line, then a likely one, then between two, then none."""
+    return min(lines, key=lambda one: KINDS_OF_LINE.index(one["kind"]), default=None)
 
 
 def _said(line: dict | None) -> str:

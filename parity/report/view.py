@@ -261,8 +261,8 @@ def wrong_lines(document: dict) -> list[dict]:
 
 
 def _wrong_line(one: dict) -> dict:
-    between = one["kind"] == "between"
-    places = [("after", one["after"])] * between + [("at" if between else "", one["at"])] * (one["kind"] != "not seen")
+    word = {"between": "at", "likely": "likely"}.get(one["kind"], "")
+    places = [("after", one["after"])] * (one["kind"] == "between") + [(word, one["at"])] * (one["kind"] != "not seen")
     about = f" ({', '.join(one['defects'])})" if one["defects"] else ""
     numbers = [("expected", one["expected"]), ("got", one["got"])] if one["expected"] and one["got"] else []
     return {
