@@ -1,8 +1,6 @@
 """Where all that may be to blame for a wrong value is one place: conditions, and what the reference does not know, near
 it. Run: pytest tests/test_lines_places.py"""
 
-from dataclasses import replace
-
 import numpy as np
 import pytest
 from watched_text import name_of, watched
@@ -90,20 +88,20 @@ def test_what_a_condition_reads_that_is_no_array_is_told(tmp_path, asked, read):
 )
 def test_a_condition_is_open_if_something_else_may_have_decided_it(tmp_path, asked, open_):
     found = finding(tmp_path, ASKS.format(asked=asked), {"sum"})
-    assert found.seen.asked(first_wrong(found).step, [7]) is open_
+    assert found.seen.conditions_open(first_wrong(found).step, [7]) is open_
 
 
 def test_a_condition_far_away_or_that_did_not_run_is_open(tmp_path):
     asks = ASKS.format(asked="False").replace("        return x * 8", "{}        return x * 8")
     for lines, open_ in ((0, False), (1, False), (2, True)):
         found = finding(tmp_path, asks.format("\n" * lines))
-        assert found.seen.asked(first_wrong(found).step, [7]) is open_
+        assert found.seen.conditions_open(first_wrong(found).step, [7]) is open_
     words = ASKS.format(asked='self.kind == "max"').replace("        return x * 8", "\n\n\n\n        return x * 8")
     found = finding(tmp_path, words, {"sum"})
     step = first_wrong(found).step
-    assert not found.seen.asked(step, [7])  # decided by the config's own words, wherever it stands
-    assert found.seen.asked(step, [7, 8])
-    assert found.seen.asked(step, [])
+    assert not found.seen.conditions_open(step, [7])  # decided by the config's own words, wherever it stands
+    assert found.seen.conditions_open(step, [7, 8])
+    assert found.seen.conditions_open(step, [])
 
 
 def test_what_a_config_says_in_words_is_known():
@@ -329,36 +327,42 @@ class Sets:
     def __init__(self):
         self.by = 8
 
+    def run(self, x):
+        return helper(x, self.by) + 3
+
 class Told:
     def __init__(self, by):
         self.by = by
 
+    def run(self, x):
+        return helper(x, self.by) + 3
+
 def helper(x, by):
-    return x * by + {add}
+    return x * by
 
 def one(x):
     return helper(x, 2)
 
-def main({given}):
-    sets, told = Sets(), Told(8)
+def main(flag=False, by=1, kept=Sets()):
     x = mx.arange(10.0) + 1
     one(x)
-    return helper(x, {by}) {after}
+    return {call}
 """
 
 
 @pytest.mark.parametrize(
-    ("by", "kind", "line"),
+    ("call", "kind", "line"),
     [
-        ("8", "line", 21),
-        ("by if flag else 8", "between", 12),
-        ("sets.by", "between", 12),  # TODO
-        ("told.by", "between", 12),
+        ("helper(x, 8) + 3", "line", 26),
+        ("helper(x, by if flag else 8) + 3", "between", 18),
+        ("Sets().run(x)", "line", 8),  # a statement of its class sets it, and no other does
+        ("Told(8).run(x)", "between", 18),
+        ("(Told(8), Sets())[1].run(x)", "between", 18),  # two set what is called so: which one is not told
+        ("helper(x, kept.by) + 3", "between", 18),  # nobody saw it set
     ],
 )
-def test_a_helper_right_elsewhere_is_called_with_what_is_not_for_it(tmp_path, by, kind, line):
-    found = finding(tmp_path, CALLED.format(add=0, given="flag=False, by=1", by=by, after="+ 3"))
-    event = replace(first_wrong(found))
+def test_a_helper_right_elsewhere_is_called_with_what_is_not_for_it(tmp_path, call, kind, line):
+    found = finding(tmp_path, CALLED.format(call=call))
     inner = next(i for i, one in enumerate(found.watched.events) if found.watched.values[one.value][1] == 16)
     event = found.watched.events[inner]
     said = found._misplaced(inner, event, Cause("op", frozenset({"none"}), frozenset({"other"}), how="left out"))

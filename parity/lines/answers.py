@@ -132,7 +132,7 @@ class Finding:
         if (
             skipped
             and not belongs
-            and self.seen.asked(found.at, [line for line, _ in step.tested if line not in step.under])
+            and self.seen.conditions_open(found.at, [line for line, _ in step.tested if line not in step.under])
         ):
             name = skipped[0]
             said, after = f"{made}; what would change `{name}` before did not run", self.seen.last_right(first)
@@ -231,7 +231,7 @@ class Finding:
             return Answer(BETWEEN, f"{made}; look at what it is given too", "given it", stack[0], outer)
         while cause.how in ("new", "another place") and stack:  # perhaps nothing should be done here
             under = seen.steps[stack[0]].under
-            if under and (stack[0] != used[0] or seen.asked(stack[0], under)):
+            if under and (stack[0] != used[0] or seen.conditions_open(stack[0], under)):
                 said = f"{made}; it hangs on the condition in line {under[-1]}"
                 return Answer(BETWEEN, said, "condition", event.step, stack[0])
             stack = stack[1:] if seen.given(stack[0], cause.inputs) else []
@@ -282,7 +282,7 @@ class Finding:
             said = f"{said}, in a function that is right elsewhere"
             if maker is not None:
                 return Answer(BETWEEN, said, "misplaced elsewhere", top[0], maker)
-            if seen.hangs(top[0]) or seen.set_elsewhere(top[0]):
+            if seen.depends_on_more(top[0]) or seen.set_elsewhere(top[0]):
                 return Answer(BETWEEN, said, "misplaced elsewhere", use, top[0])
             return Answer(LINE, f"{said}: it is called here with what is not for it", "called", top[0])
         if there and not seen.given(use, keys):
@@ -299,7 +299,7 @@ class Finding:
                 return Answer(LINE, said, "zero bound", bound[0])
             return Answer(BETWEEN, f"{said}; `{names[0]}` is 0 here", "zero", use, bound[0])
         if maker is None:
-            if told := next(seen.told(use), None):
+            if told := next(seen.given_numbers(use), None):
                 outer = stack[1] if len(stack) > 1 else seen.last_right(first)
                 return Answer(BETWEEN, f"{said}; `{told[0]}`, {told[1]:.6g}, is given", "told", use, outer)
             return Answer(LINE, said, "left out inside", use, inputs_right=True)

@@ -141,7 +141,7 @@ class Masked:
             return f"what would change `{step.skipped[0]}` before did not run"
         if seen.decided_elsewhere(at, step.under) and not seen.branch_is_right(at):
             return f"it hangs on the condition in line {step.under[-1]}"
-        told = (one for one in seen.told(at) if one[1] not in self._sides(at))
+        told = (one for one in seen.given_numbers(at) if one[1] not in self._sides(at))
         return next((f"`{text}`, {number:.6g}, is given" for text, number in told), "")
 
     def _let_be(self, event: Event) -> str:

@@ -57,7 +57,7 @@ class Seen:
         (here, *by) = self.chain(stack)
         return len(self.ways.get(here, set()) - {tuple(by)}) >= least
 
-    def asked(self, step: int, lines: list[int]) -> bool:
+    def conditions_open(self, step: int, lines: list[int]) -> bool:
         """Whether the conditions in some lines may be decided elsewhere, by what they read, or, unless the config's own
         words decide them, stand too far from the step to be one place with it."""
         tested = dict(self.steps[step].tested)
@@ -96,7 +96,7 @@ class Seen:
     def one_beside(self, step: int) -> str:
         """What the function was given and is 1 in a statement near a step: multiplied, it leaves a value as it was."""
         beside = (i for i, one in enumerate(self.steps) if one.call == self.steps[step].call and self.near(i, step))
-        return next((text for one in beside for text, number in self.told(one) if number == 1), "")
+        return next((text for one in beside for text, number in self.given_numbers(one) if number == 1), "")
 
     def number_used(self, step: int, number: float) -> bool:
         """Whether another statement reads this number and gives what is right."""
@@ -172,7 +172,7 @@ class Seen:
         unknown = (one for one in inner if self.meant[one.value].state == "other" and not self.meant[one.value].still)
         return next((f"what {self.steps[one.step].function} gives" for one in unknown), None)
 
-    def told(self, step: int) -> Iterator[tuple[str, float]]:
+    def given_numbers(self, step: int) -> Iterator[tuple[str, float]]:
         """The plain numbers that a step reads and its function was given."""
         call, given = self.steps[step].call, self.call(step).numbers
         for text, number in self.steps[step].numbers:
@@ -186,7 +186,7 @@ class Seen:
         found, todo = [], [event.step]
         while todo:
             step = todo.pop()
-            if not self.near(step, event.step) or self.hangs(step):
+            if not self.near(step, event.step) or self.depends_on_more(step):
                 return []
             found.append(step)
             for _, place in self.steps[step].reads:
@@ -204,16 +204,17 @@ class Seen:
         inner = (self.meant[one.value] for one in self.events if step in one.callers)
         return any(one.state == "other" and not one.still for one in inner)
 
-    def hangs(self, step: int) -> bool:
+    def depends_on_more(self, step: int) -> bool:
         """Whether a step depends on more than the values that it reads."""
         one = self.steps[step]
-        branch = one.under and self.asked(step, one.under) and not self.branch_is_right(step)
-        return bool(branch or one.flags or one.small or one.skipped or [*self.told(step)])
+        branch = one.under and self.conditions_open(step, one.under) and not self.branch_is_right(step)
+        return bool(branch or one.flags or one.small or one.skipped or [*self.given_numbers(step)])
 
     def set_elsewhere(self, step: int) -> bool:
-        """Whether a step reads a plain number from an object that a statement has not given it by itself."""
+        """Whether a step reads a plain number from an object that other than one statement, by itself, may have set."""
         numbers = (one for one in self.steps[step].numbers if "." in one[0])
-        return any(not any(self.constant(by, text) for by in self.bound(text, one)) for text, one in numbers)
+        by = ([self.constant(one, text) for one in self.bound(text, number)] for text, number in numbers)
+        return any(not found or not all(found) for found in by)
 
     def branch_is_right(self, at: int) -> bool:
         """Whether beside a step, on the same condition, something is right that tokens change."""

@@ -82,17 +82,17 @@ class Values:
         for value, key in map(in_order, filter(fits, weights)):
             if value[0] != value[-1] and np.isfinite(value).all():
                 found.append(Known(value, key, 0.0, True))
-        values = cls.among(found, {(len(one.value), float(one.value[0])) for one in exact if one.plain})
-        values.masked = masked
-        return values
+        return cls.among(found, {(len(one.value), float(one.value[0])) for one in exact if one.plain}, masked)
 
     @classmethod
-    def among(cls, found: Iterable[Known], plain: Set[tuple[int, float]] = frozenset()) -> Values:
+    def among(
+        cls, found: Iterable[Known], plain: Set[tuple[int, float]] = frozenset(), masked: Iterable[Known] = ()
+    ) -> Values:
         """By size and their smallest numbers."""
         known: dict[int, list[Known]] = {}
         for one in sorted(found, key=lambda one: one.value[0]):
             known.setdefault(len(one.value), []).append(one)
-        return cls(known, {size: Near(one.value for one in ones) for size, ones in known.items()}, plain)
+        return cls(known, {size: Near(one.value for one in ones) for size, ones in known.items()}, plain, [*masked])
 
     def find(self, value: np.ndarray) -> Known | None:
         """The one that a sorted value is; first one that tokens change."""
